@@ -1,0 +1,148 @@
+"""Container → Point → Disk → Partition: what an image of any format offers.
+
+A container is what its path belongs to: one image of a foreign format, or a whole backup set. A foreign
+format has one point. Opening reads headers only; nothing here reads data before a reader is asked for it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from formats.blockreader import BlockReader
+from formats.errors import FormatError
+
+
+class Role(StrEnum):
+    """What a backup point's own file holds."""
+
+    FULL = "full"
+    DIFFERENTIAL = "diff"
+    INCREMENTAL = "inc"
+
+
+class BadBlock(NamedTuple):
+    """Something a check found wrong; ``block`` is None for metadata."""
+
+    file: Path
+    partition: str | None
+    block: int | None
+    reason: str
+
+
+class CheckResult(NamedTuple):
+    """What one check covered and found."""
+
+    blocks: int
+    bytes: int
+    bad: tuple[BadBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A piece of verification: independent of every other, to be run in any thread."""
+
+    blocks: int  # data blocks that it covers, for progress
+    run: Callable[[], CheckResult]
+
+
+class Partition(ABC):
+    """A partition at a point."""
+
+    number: int  # as recorded in the image
+    name: str  # "p1": its name in the tree
+    offset: int  # bytes from the start of the disk
+    size: int  # bytes
+    file_system: str  # as recorded: "NTFS", "FAT32", …; "unknown"
+    label: str
+    block_size: int  # bytes
+    block_count: int
+
+    @abstractmethod
+    def stored_blocks(self) -> int:
+        """Count the blocks that are stored at this point."""
+
+    @abstractmethod
+    def reader(self) -> BlockReader:
+        """Return the partition's bytes; raises FormatError when the point can't be opened."""
+
+
+class Disk(ABC):
+    """A disk at a point."""
+
+    number: int  # as recorded in the image
+    name: str  # "disk4": its name in the tree
+    size: int  # bytes
+    scheme: str  # "gpt", "mbr" or as recorded
+    sector_size: int  # bytes
+    partitions: Sequence[Partition]
+
+    @abstractmethod
+    def reader(self) -> BlockReader:
+        """Return the whole disk's bytes; raises FormatError when the point can't be opened."""
+
+
+class Point(ABC):
+    """A moment that can be opened: one image file and what it needs."""
+
+    path: Path
+    image_id: str
+    file_number: int
+    increment: int
+    role: Role
+    created: datetime  # UTC
+    encrypted: bool
+    compression: str  # "none", "medium", "high"
+    stored_bytes: int  # of its own file
+    disks: Sequence[Disk]
+
+    @property
+    def name(self) -> str:
+        """The point's name in the tree: increment, UTC time with dots, role."""
+        time = self.created.strftime("%Y-%m-%dT%H.%M.%SZ")
+        return f"{self.increment:02}-{time}-{self.role}"
+
+    @abstractmethod
+    def problem(self) -> FormatError | None:
+        """Return why the point can't be read (members missing, two of one number), or None.
+
+        A missing password is no problem in this sense: it can be given.
+        """
+
+    @abstractmethod
+    def missing_files(self) -> Sequence[int]:
+        """Return the file numbers that the point needs and its folder lacks."""
+
+    @abstractmethod
+    def unlock(self) -> None:
+        """Make sure that an encrypted point can be decrypted; raises PasswordError."""
+
+    @abstractmethod
+    def checks(self) -> Iterator[Check]:
+        """Yield checks that together cover every metadata block and every data block."""
+
+
+class Container(ABC):
+    """An opened image or backup set. Used in a ``with`` statement, or closed."""
+
+    format: str  # "mrimgx", …
+    image_id: str
+    points: Sequence[Point]  # in ascending order of time
+    point: Point | None  # the one that the opened path names; None for a folder's set
+
+    @abstractmethod
+    def checks(self) -> Iterator[Check]:
+        """Yield checks that cover every point, each stored block once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what opening opened."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
