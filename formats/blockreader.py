@@ -91,7 +91,7 @@ class BlockReader(ABC):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, True)
 
-    def _prefetch(self, offset: int, length: int) -> None:
+    def _prefetch(self, offset: int, length: int) -> None:  # noqa: B027
         """Do nothing where there is no cache."""
 
 
@@ -168,9 +168,7 @@ class FileReader(BlockReader):
                     )
                 data += more
         except OSError as error:
-            raise ReadError(
-                f"{error.strerror or error} at {offset}+{length}", path=self.path
-            ) from error
+            raise ReadError(f"{error.strerror or error} at {offset}+{length}", path=self.path) from error
         return data
 
     def _read_once(self, offset: int, length: int) -> bytes:
@@ -224,9 +222,7 @@ class ConcatReader(BlockReader):
         position = 0
         for offset, reader in sorted(placed, key=lambda item: item[0]):
             if offset < position or offset + reader.size > size:
-                raise ValueError(
-                    f"piece {offset}+{reader.size} overlaps or is outside {size} bytes"
-                )
+                raise ValueError(f"piece {offset}+{reader.size} overlaps or is outside {size} bytes")
             pieces += [ZeroReader(offset - position), reader]
             position = offset + reader.size
         return cls([*pieces, ZeroReader(size - position)])

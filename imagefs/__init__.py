@@ -1,0 +1,1 @@
+"""Disk-image backups shown as disks, partitions and files."""

@@ -1,0 +1,1 @@
+"""The Macrium Reflect X container (.mrimgx, .mrbakx)."""

@@ -1,0 +1,1 @@
+"""File systems on a BlockReader."""

@@ -1,0 +1,1 @@
+"""Partition tables: MBR, EBR chains and GPT, read and built."""
