@@ -1,0 +1,100 @@
+"""The FileSystem contract: what the tree asks of a file system inside a volume."""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from threading import Lock
+from typing import Generic, Self, TypeVar
+
+from formats.blockreader import BlockReader
+from mounters.tree import Attributes, Entry
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class FileSystem(ABC):
+    """A volume's directories, files and links, read-only.
+
+    Nodes are named by the file system's own inode numbers. Every method may be called from several
+    threads at once. Damage is a FormatError, never a missing name and never a shorter listing; a name
+    that is not there is ``mounters.tree.not_found``.
+    """
+
+    kind: str  # "NTFS", "FAT32", "exFAT", "ext4", "HFS+", "ISO 9660", …
+    label: str  # the volume's label, "" if none
+    root: int  # inode number of the root directory
+    block_size: int  # bytes of a cluster
+
+    @abstractmethod
+    def attributes(self, inode: int) -> Attributes:
+        """Return a node's attributes."""
+
+    @abstractmethod
+    def entries(self, inode: int) -> Sequence[Entry]:
+        """Return a directory's entries without "." and "..", in one fixed order."""
+
+    @abstractmethod
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
+        """Return a directory's entries, each with its attributes."""
+
+    @abstractmethod
+    def lookup(self, inode: int, name: str) -> int:
+        """Return the inode number of a name in a directory; ENOENT when it is not there."""
+
+    @abstractmethod
+    def read_link(self, inode: int) -> str:
+        """Return a symbolic link's target; EINVAL for anything else."""
+
+    @abstractmethod
+    def open(self, inode: int) -> BlockReader:
+        """Return a file's data, holes as extents; EISDIR for a directory.
+
+        Raises UnsupportedError where the stored bytes are not the file's (encrypted, kept elsewhere).
+        """
+
+    def close(self) -> None:  # noqa: B027  (most file systems own nothing)
+        """Release what the file system holds; the reader below stays open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LeastRecentlyUsed(Generic[Key, Value]):
+    """A bounded cache, safe from threads; ``weigh`` says how much of ``capacity`` a value takes."""
+
+    def __init__(self, capacity: int, weigh: Callable[[Value], int] = lambda _: 1) -> None:
+        self.capacity = capacity
+        self._weigh = weigh
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._weight = 0
+        self._lock = Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value kept under a key, else None."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value; the longest unused ones go."""
+        with self._lock:
+            old = self._values.pop(key, None)
+            if old is not None:
+                self._weight -= self._weigh(old)
+            self._values[key] = value
+            self._weight += self._weigh(value)
+            while self._weight > self.capacity and len(self._values) > 1:
+                _, gone = self._values.popitem(last=False)
+                self._weight -= self._weigh(gone)
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+            self._weight = 0

@@ -1,0 +1,117 @@
+"""Which file system a volume holds, told by its own signatures, never by a partition's type."""
+
+import struct
+from typing import Any, NamedTuple
+
+import pytsk3
+
+from formats.blockreader import BlockReader
+from formats.errors import UnsupportedError
+from imagefs.filesystems.base import FileSystem
+from imagefs.filesystems.labels import read_label
+from imagefs.filesystems.tsk import TskFileSystem
+from imagefs.filesystems.tsk_image import TskImage
+
+
+class Signature(NamedTuple):
+    """What a file system is recognised by."""
+
+    family: str
+    offset: int  # bytes from the volume's start
+    magic: bytes
+
+
+_SIGNATURES = (
+    Signature("NTFS", 3, b"NTFS    "),
+    Signature("exFAT", 3, b"EXFAT   "),
+    Signature("BitLocker", 3, b"-FVE-FS-"),
+    Signature("ReFS", 3, b"ReFS\0\0\0\0"),
+    Signature("APFS", 32, b"NXSB"),
+    Signature("LUKS", 0, b"LUKS\xba\xbe"),
+    Signature("XFS", 0, b"XFSB"),
+    Signature("ext", 0x438, b"\x53\xef"),
+    Signature("HFS+", 0x400, b"H+"),
+    Signature("HFS+", 0x400, b"HX"),
+    Signature("ISO 9660", 0x8001, b"CD001"),
+    Signature("UFS", 65536 + 1372, b"\x19\x01\x54\x19"),
+    Signature("UFS", 8192 + 1372, b"\x54\x19\x01\x00"),
+    Signature("UFS", 65536 + 1372, b"\x19\x54\x01\x19"),
+    Signature("Btrfs", 0x10040, b"_BHRfS_M"),
+)
+_TSK_TYPES = {
+    "NTFS": pytsk3.TSK_FS_TYPE_NTFS,
+    "exFAT": pytsk3.TSK_FS_TYPE_EXFAT,
+    "FAT": pytsk3.TSK_FS_TYPE_FAT_DETECT,
+    "ext": pytsk3.TSK_FS_TYPE_EXT_DETECT,
+    "HFS+": pytsk3.TSK_FS_TYPE_HFS,
+    "ISO 9660": pytsk3.TSK_FS_TYPE_ISO9660,
+    "UFS": pytsk3.TSK_FS_TYPE_FFS_DETECT,
+}
+_FAT_KINDS = {
+    int(pytsk3.TSK_FS_TYPE_FAT12): "FAT12",
+    int(pytsk3.TSK_FS_TYPE_FAT16): "FAT16",
+    int(pytsk3.TSK_FS_TYPE_FAT32): "FAT32",
+}
+
+
+def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem | None:
+    """Return the file system of a volume, None when none is recognised.
+
+    Raises UnsupportedError for one that is recognised but can't be read, DamagedError when its own
+    structures are broken, and what the reader raises.
+    """
+    family = recognise(reader)
+    if family is None:
+        return None
+    if family not in _TSK_TYPES:
+        raise UnsupportedError(f"{family} is recognised, but can't be read")
+    image = TskImage(reader, sector_size)
+    with image.calls(f"{family} volume"):
+        fs = pytsk3.FS_Info(image, 0, _TSK_TYPES[family])
+        kind = _kind(family, fs, reader)
+    label = read_label(family, reader)
+    return TskFileSystem(reader, image, fs, kind=kind, label=label, direct=family != "ISO 9660")
+
+
+def recognise(reader: BlockReader) -> str | None:
+    """Return the family of a volume's file system ("NTFS", "FAT", "ext", …), None if there is none."""
+    for family, offset, magic in _SIGNATURES:
+        if offset + len(magic) <= reader.size and reader.read_at(offset, len(magic)) == magic:
+            return family
+    if reader.size >= 512 and _is_fat(reader.read_at(0, 512)):
+        return "FAT"
+    return None
+
+
+def _is_fat(sector: bytes) -> bool:
+    """Whether a boot sector's parameter block describes a FAT (Microsoft's FAT specification, 3)."""
+    if sector[510:512] != b"\x55\xaa" or sector[0] not in (0xEB, 0xE9):
+        return False
+    bytes_per_sector, sectors_per_cluster, reserved, fats = struct.unpack_from("<HBHB", sector, 11)
+    media, fat_sectors_16 = struct.unpack_from("<BH", sector, 21)
+    (fat_sectors_32,) = struct.unpack_from("<I", sector, 36)
+    return (
+        bytes_per_sector in (512, 1024, 2048, 4096)
+        and sectors_per_cluster in (1, 2, 4, 8, 16, 32, 64, 128)
+        and reserved > 0
+        and fats in (1, 2)
+        and (media == 0xF0 or media >= 0xF8)
+        and (fat_sectors_16 or fat_sectors_32) > 0
+    )
+
+
+def _kind(family: str, fs: Any, reader: BlockReader) -> str:
+    if family == "FAT":
+        return _FAT_KINDS[int(fs.info.ftype)]
+    if family == "ext":
+        return _ext_kind(reader.read_at(1024, 1024))
+    return family
+
+
+def _ext_kind(superblock: bytes) -> str:
+    """Return ext2, ext3 or ext4 by the features, as blkid does."""
+    compatible, incompatible, read_only = struct.unpack_from("<III", superblock, 0x5C)
+    # ext3 knows: filetype, recover, meta_bg; and sparse_super, large_file, btree_dir
+    if incompatible & ~0x16 or read_only & ~0x7:
+        return "ext4"
+    return "ext3" if compatible & 0x4 else "ext2"

@@ -1,0 +1,258 @@
+"""File systems as The Sleuth Kit (pytsk3) interprets them.
+
+TSK is asked by inode, under one lock per file system. What it tells of a file is kept in bounded
+caches; a file's bytes are read from the volume by its data runs, outside the lock.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pytsk3
+
+from formats.blockreader import BlockReader, Extent
+from formats.errors import DamagedError
+from imagefs.filesystems.base import FileSystem, LeastRecentlyUsed
+from imagefs.filesystems.runs import Run, RunsReader
+from imagefs.filesystems.tsk_image import TskImage
+from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
+
+ENTRIES_KEPT = 200_000  # names in cached listings
+NODES_KEPT = 20_000
+
+_TYPES = {
+    int(pytsk3.TSK_FS_META_TYPE_REG): NodeType.FILE,
+    int(pytsk3.TSK_FS_META_TYPE_DIR): NodeType.DIRECTORY,
+    int(pytsk3.TSK_FS_META_TYPE_LNK): NodeType.LINK,
+}
+_NAME_TYPES = {
+    int(pytsk3.TSK_FS_NAME_TYPE_REG): NodeType.FILE,
+    int(pytsk3.TSK_FS_NAME_TYPE_DIR): NodeType.DIRECTORY,
+    int(pytsk3.TSK_FS_NAME_TYPE_LNK): NodeType.LINK,
+}
+_VIRTUAL = {
+    int(pytsk3.TSK_FS_NAME_TYPE_VIRT),
+    int(pytsk3.TSK_FS_NAME_TYPE_VIRT_DIR),
+}
+_DATA_TYPES = {
+    int(pytsk3.TSK_FS_ATTR_TYPE_DEFAULT),
+    int(pytsk3.TSK_FS_ATTR_TYPE_HFS_DATA),
+    int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_DATA),
+}
+_ALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_ALLOC)
+_NONRESIDENT = int(pytsk3.TSK_FS_ATTR_NONRES)
+_COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
+_ENCRYPTED = int(pytsk3.TSK_FS_ATTR_ENC)
+_SPARSE_RUN = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE)
+_FILLER_RUN = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
+
+
+class _RunTuple(NamedTuple):
+    addr: int  # block of the volume
+    length: int  # blocks
+    offset: int  # block of the file
+    flags: int
+
+
+class TskFileReader(BlockReader):
+    """A file's data as TSK reads it, under its lock: what is stored inside metadata or compressed."""
+
+    def __init__(self, image: TskImage, node: Any, size: int, name: str, data_id: tuple[int, int]) -> None:
+        super().__init__(size)
+        self._image = image
+        self._node = node
+        self._name = name
+        self._type, self._id = data_id
+
+    def _read(self, offset: int, length: int) -> bytes:
+        with self._image.calls(f"{self._name} at {offset}+{length}"):
+            data: bytes = self._node.read_random(offset, length, self._type, self._id)
+        if len(data) != length:
+            raise DamagedError(f"{self._name}: {len(data)} of {length} bytes could be read at {offset}")
+        return data
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(offset, length, True)
+
+
+class TskFileSystem(FileSystem):
+    """A file system as pytsk3 shows it.
+
+    ``direct`` says that a file's runs are the whole truth about where its bytes are; where they are
+    not (ISO 9660 skips extended attributes inside them) TSK reads.
+    """
+
+    def __init__(
+        self, reader: BlockReader, image: TskImage, fs: Any, *, kind: str, label: str, direct: bool = True
+    ) -> None:
+        self.kind = kind
+        self.label = label
+        self.root = int(fs.info.root_inum)
+        self.block_size = int(fs.info.block_size)
+        self._reader = reader
+        self._image = image
+        self._fs = fs
+        self._direct = direct
+        self._listings: LeastRecentlyUsed[int, dict[str, Entry]] = LeastRecentlyUsed(ENTRIES_KEPT, len)
+        self._nodes: LeastRecentlyUsed[int, Attributes] = LeastRecentlyUsed(NODES_KEPT)
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return a node's attributes."""
+        known = self._nodes.get(inode)
+        if known is None:
+            with self._image.calls(f"inode {inode}"):
+                known = self._attributes_of(inode, self._fs.open_meta(inode))
+            self._nodes.put(inode, known)
+        return known
+
+    def entries(self, inode: int) -> Sequence[Entry]:
+        """Return a directory's entries; loaded once while they stay in the cache."""
+        return list(self._listing(inode).values())
+
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
+        """Return a directory's entries, each with its attributes."""
+        return [(entry, self.attributes(entry.inode)) for entry in self._listing(inode).values()]
+
+    def lookup(self, inode: int, name: str) -> int:
+        """Return the inode number of a name, compared exactly."""
+        entry = self._listing(inode).get(name)
+        if entry is None:
+            raise not_found(name)
+        return entry.inode
+
+    def read_link(self, inode: int) -> str:
+        """Return a symbolic link's target."""
+        with self._image.calls(f"inode {inode}"):
+            meta = self._fs.open_meta(inode).info.meta
+            target = meta.link if int(meta.type) == int(pytsk3.TSK_FS_META_TYPE_LNK) else None
+        if self.attributes(inode).type is not NodeType.LINK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if not target:
+            raise DamagedError(f"inode {inode}: a link without a target")
+        return os.fsdecode(target) if isinstance(target, bytes) else str(target)
+
+    def open(self, inode: int) -> BlockReader:
+        """Return a file's data."""
+        attributes = self.attributes(inode)
+        if attributes.type is NodeType.DIRECTORY:
+            raise is_a_directory(str(inode))
+        if attributes.type is not NodeType.FILE:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        name = f"inode {inode}"
+        with self._image.calls(name):
+            node = self._fs.open_meta(inode)
+            found = self._data_of(node)
+            if found is None:
+                flags, runs, data_id = 0, [], (0, 0)
+            else:
+                flags, data_id = int(found.info.flags), (int(found.info.type), int(found.info.id))
+                runs = _runs_of(found) if flags & _NONRESIDENT and not flags & _COMPRESSED else []
+        if found is None:
+            if attributes.size:
+                raise DamagedError(f"{name}: {attributes.size} bytes, but no place of them")
+            return RunsReader(self._reader, [], 0)
+        if not flags & _NONRESIDENT or flags & _COMPRESSED or not self._direct:
+            return TskFileReader(self._image, node, attributes.size, name, data_id)
+        return RunsReader(
+            self._reader,
+            self._placed(runs, attributes.size, name),
+            attributes.size,
+            name=name,
+            initialized=self._initialized(inode, attributes.size),
+        )
+
+    def close(self) -> None:
+        """Forget the caches."""
+        self._listings.clear()
+        self._nodes.clear()
+
+    def _initialized(self, inode: int, size: int) -> int:
+        """Return how many of a file's bytes are written; the rest reads as zeros."""
+        return size
+
+    def _placed(self, runs: Sequence[_RunTuple], size: int, name: str) -> Iterator[Run]:
+        """Yield runs in bytes; sparse ones are holes, gaps between them damage."""
+        block_size, position = self.block_size, 0
+        for run in sorted(runs, key=lambda item: item.offset):
+            if run.flags & _FILLER_RUN or run.offset != position:
+                raise DamagedError(f"{name}: its block {position} has no place on the volume")
+            position += run.length
+            start = None if run.flags & _SPARSE_RUN else run.addr * block_size
+            yield Run(run.length * block_size, start)
+        if position * block_size < size and self._ends_sparse(runs):
+            yield Run(size - position * block_size, None)
+
+    def _ends_sparse(self, runs: Sequence[_RunTuple]) -> bool:
+        """Whether what a file's runs don't reach is a hole."""
+        return False
+
+    def _listing(self, inode: int) -> dict[str, Entry]:
+        known = self._listings.get(inode)
+        if known is None:
+            if self.attributes(inode).type is not NodeType.DIRECTORY:
+                raise not_a_directory(str(inode))
+            with self._image.calls(f"directory {inode}"):
+                known = self._load(inode)
+            self._listings.put(inode, known)
+        return known
+
+    def _load(self, inode: int) -> dict[str, Entry]:
+        listing: dict[str, Entry] = {}
+        for node in self._fs.open_dir(inode=inode):
+            name = node.info.name
+            if not int(name.flags) & _ALLOCATED or int(name.type) in _VIRTUAL:
+                continue
+            text = os.fsdecode(name.name)
+            if text in ("", ".", "..") or self._is_hidden(inode, text, int(name.meta_addr)):
+                continue
+            meta = node.info.meta
+            kind = (
+                _TYPES.get(int(meta.type), NodeType.OTHER)
+                if meta is not None
+                else _NAME_TYPES.get(int(name.type), NodeType.OTHER)
+            )
+            listing.setdefault(text, Entry(text, int(name.meta_addr), kind))
+        return listing
+
+    def _is_hidden(self, directory: int, name: str, inode: int) -> bool:
+        return False
+
+    def _data_of(self, node: Any) -> Any | None:
+        """Return the unnamed data attribute, None where a file has none."""
+        for attribute in node:
+            info = attribute.info
+            if int(info.type) in _DATA_TYPES and not info.name:
+                return attribute
+        return None
+
+    def _attributes_of(self, inode: int, node: Any) -> Attributes:
+        meta = node.info.meta
+        kind = _TYPES.get(int(meta.type), NodeType.OTHER)
+        size = int(meta.size) if kind is not NodeType.OTHER else 0
+        allocated = self._allocated(node) if kind is NodeType.FILE else None
+        return Attributes(
+            inode=inode,
+            type=kind,
+            size=size,
+            mode=int(meta.mode) & 0o7777,
+            links=int(meta.nlink),
+            uid=int(meta.uid),
+            gid=int(meta.gid),
+            modified=int(meta.mtime) * 1_000_000_000 + int(meta.mtime_nano),
+            accessed=int(meta.atime) * 1_000_000_000 + int(meta.atime_nano),
+            changed=int(meta.ctime) * 1_000_000_000 + int(meta.ctime_nano),
+            created=int(meta.crtime) * 1_000_000_000 + int(meta.crtime_nano),
+            allocated=allocated,
+        )
+
+    def _allocated(self, node: Any) -> int:
+        data = self._data_of(node)
+        if data is None or not int(data.info.flags) & _NONRESIDENT:
+            return 0
+        blocks = sum(run.length for run in _runs_of(data) if not run.flags & (_SPARSE_RUN | _FILLER_RUN))
+        return blocks * self.block_size
+
+
+def _runs_of(attribute: Any) -> list[_RunTuple]:
+    return [_RunTuple(int(run.addr), int(run.len), int(run.offset), int(run.flags)) for run in attribute]
