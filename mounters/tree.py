@@ -45,7 +45,11 @@ class Attributes:
 
 
 class Entry(NamedTuple):
-    """A name in a directory. Names hold undecodable bytes as surrogate escapes."""
+    """A name in a directory.
+
+    Names hold undecodable bytes as surrogate escapes, so that ``os.fsencode`` always succeeds. They are
+    not empty, "." or "..", and contain neither "/" nor NUL; a tree renames what breaks this.
+    """
 
     name: str
     inode: int
@@ -53,16 +57,19 @@ class Entry(NamedTuple):
 
 
 class Handle(ABC):
-    """An opened file's data."""
+    """An opened file's data. Its methods may be called from several threads at once."""
 
-    size: int  # bytes
+    size: int  # bytes; the same as the attributes' size
 
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, fewer only at the end of the file."""
 
     def read_at_once(self, offset: int, length: int) -> bytes | None:
-        """Return what ``read`` would if that needs no waiting (it is cached), else None."""
+        """Return what ``read`` would if that needs no waiting (it is cached), else None.
+
+        Called on an event loop: it takes no lock that is held during input/output.
+        """
         return None
 
     def close(self) -> None:  # noqa: B027  (most handles own nothing)
@@ -100,9 +107,19 @@ class Tree(ABC):
     def open(self, inode: int) -> Handle:
         """Open a file for reading."""
 
-    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
-        """Return a directory's entries, each with its attributes; a tree may know a faster way."""
-        return [(entry, self.attributes(entry.inode)) for entry in self.entries(inode)]
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
+        """Return a directory's entries, each with its attributes; a tree may know a faster way.
+
+        Attributes that cannot be read are None: the entry is listed all the same, and ``attributes``
+        raises the reason when asked.
+        """
+        return [(entry, self._attributes_if_readable(entry.inode)) for entry in self.entries(inode)]
+
+    def _attributes_if_readable(self, inode: int) -> Attributes | None:
+        try:
+            return self.attributes(inode)
+        except Exception:  # whatever it is, it is raised and reported where the attributes are asked for
+            return None
 
     def size(self) -> int:
         """Return the bytes of what is shown, for statfs; 0 where that has no meaning."""
