@@ -75,10 +75,14 @@ class Disk(ABC):
 
     number: int  # as recorded in the image
     name: str  # "disk4": its name in the tree
-    size: int  # bytes
     scheme: str  # "gpt", "mbr" or as recorded
     sector_size: int  # bytes
     partitions: Sequence[Partition]
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The disk's bytes."""
 
     @abstractmethod
     def reader(self) -> BlockReader:
@@ -92,12 +96,20 @@ class Point(ABC):
     image_id: str
     file_number: int
     increment: int
-    role: Role
     created: datetime  # UTC
     encrypted: bool
     compression: str  # "none", "medium", "high"
     stored_bytes: int  # of its own file
-    disks: Sequence[Disk]
+
+    @property
+    @abstractmethod
+    def role(self) -> Role:
+        """What the point's own file holds."""
+
+    @property
+    @abstractmethod
+    def disks(self) -> Sequence[Disk]:
+        """The disks, as the point's own file records them."""
 
     @property
     def name(self) -> str:
@@ -105,24 +117,33 @@ class Point(ABC):
         time = self.created.strftime("%Y-%m-%dT%H.%M.%SZ")
         return f"{self.increment:02}-{time}-{self.role}"
 
+    @property
     @abstractmethod
     def problem(self) -> FormatError | None:
-        """Return why the point can't be read (members missing, two of one number), or None.
+        """Why the point can't be read (members missing, two of one number), or None.
 
         A missing password is no problem in this sense: it can be given.
         """
 
+    @property
     @abstractmethod
     def missing_files(self) -> Sequence[int]:
-        """Return the file numbers that the point needs and its folder lacks."""
+        """The file numbers that the point needs and its folder lacks."""
 
     @abstractmethod
-    def unlock(self) -> None:
-        """Make sure that an encrypted point can be decrypted; raises PasswordError."""
+    def require_key(self) -> None:
+        """Raise PasswordError while the point is encrypted and locked."""
+
+    @abstractmethod
+    def blocks_to_check(self) -> int:
+        """Count the data blocks that ``checks`` covers."""
 
     @abstractmethod
     def checks(self) -> Iterator[Check]:
-        """Yield checks that together cover every metadata block and every data block."""
+        """Yield checks that together cover every metadata block and every data block.
+
+        Raises FormatError when the point is incomplete.
+        """
 
 
 class Container(ABC):
@@ -132,6 +153,19 @@ class Container(ABC):
     image_id: str
     points: Sequence[Point]  # in ascending order of time
     point: Point | None  # the one that the opened path names; None for a folder's set
+
+    @property
+    @abstractmethod
+    def is_encrypted(self) -> bool:
+        """Whether a password is needed to read data."""
+
+    @abstractmethod
+    def unlock(self, password: str) -> None:
+        """Make the data readable; raises PasswordError when the password is wrong."""
+
+    @abstractmethod
+    def blocks_to_check(self) -> int:
+        """Count the data blocks that ``checks`` covers at the most."""
 
     @abstractmethod
     def checks(self) -> Iterator[Check]:

@@ -1,0 +1,270 @@
+"""The files of one backup set: which belong to it, and which of them a backup point needs.
+
+Identity decides: the image id and the numbers in the documents; file names mean nothing.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.blockreader import BlockCache
+from formats.container import Role
+from formats.errors import (
+    DamagedError,
+    DuplicateMemberError,
+    FormatError,
+    IncompleteSetError,
+    NotAnImageError,
+    PasswordError,
+    ReadError,
+    UnsupportedError,
+)
+from formats.mrimgx.cipher import BlockCipher, derive_key
+from formats.mrimgx.image_file import ImageFile, probe
+from formats.mrimgx.index import file_numbers
+from formats.mrimgx.reader import BlockStore
+
+DEFAULT_CACHE_SIZE = 256 * 1024 * 1024  # bytes of decoded blocks that a set keeps
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The image files of a folder, and those that look like one but can't be understood."""
+
+    folder: Path
+    images: tuple[ImageFile, ...]
+    unreadable: Mapping[Path, FormatError] = field(default_factory=dict)
+
+
+def scan_files(folder: Path, known: Iterable[ImageFile] = ()) -> FolderScan:
+    """Open every Reflect X file of a folder; headers only.
+
+    ``known`` are opened already and are not opened again. Raises ReadError when the folder can't be read.
+    """
+    opened = {image.path: image for image in known}
+    unreadable: dict[Path, FormatError] = {}
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise ReadError(error.strerror or str(error), path=folder) from error
+    for path in paths:
+        if path in opened:
+            continue
+        try:
+            if probe(path):
+                image = ImageFile.open(path)
+                if not image.is_sidecar:
+                    opened[path] = image
+        except (NotAnImageError, UnsupportedError):
+            continue
+        except FormatError as error:
+            unreadable[path] = error
+    return FolderScan(folder, tuple(opened.values()), unreadable)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The files that a point is resolved from: the base, then the deltas up to the point's own file."""
+
+    files: tuple[ImageFile, ...]
+
+    @property
+    def base(self) -> ImageFile:
+        """The newest file with a full index."""
+        return self.files[0]
+
+    @property
+    def target(self) -> ImageFile:
+        """The point's own file."""
+        return self.files[-1]
+
+
+class Members:
+    """The members of one set: who stands for which file number, and what each point needs.
+
+    Safe from several threads once made.
+    """
+
+    def __init__(self, image_id: str, scan: FolderScan, *, cache_size: int = DEFAULT_CACHE_SIZE) -> None:
+        self.image_id = image_id
+        self.folder = scan.folder
+        self._unreadable = scan.unreadable
+        mine = bytes.fromhex(image_id)
+        files = [image for image in scan.images if image.document.image_id_bytes == mine]
+        self.files = tuple(sorted(files, key=lambda image: (image.document.file_number, image.path)))
+        self._claims: dict[int, list[ImageFile]] = {}
+        for image in self.files:
+            for number in image.numbers:
+                self._claims.setdefault(number, []).append(image)
+        self.store = BlockStore(self.holder, BlockCache(cache_size))
+        self._lock = threading.Lock()
+        self._named: dict[ImageFile, frozenset[int]] = {}
+        locked = PasswordError(f"set {image_id} is encrypted", hint="give its password")
+        self.store.ciphers = {image: locked for image in self.files if image.document.encryption}
+
+    @cached_property
+    def with_index(self) -> Sequence[ImageFile]:
+        """The files that are points, in ascending order of their numbers."""
+        return tuple(image for image in self.files if not image.document.split_file)
+
+    @cached_property
+    def present(self) -> npt.NDArray[np.uint16]:
+        """The file numbers that exactly one file stands for."""
+        return np.array([n for n, claims in self._claims.items() if len(claims) == 1], np.uint16)
+
+    def full_before(self, image: ImageFile) -> Iterator[ImageFile]:
+        """Yield the files with a full index before ``image``, the newest first."""
+        for other in reversed(self.with_index):
+            if other.document.file_number < image.document.file_number and not other.document.delta_index:
+                yield other
+
+    def last_of_split(self, image: ImageFile) -> ImageFile:
+        """Return the file with the index of the split that ``image`` is a data-only part of."""
+        increment, number = image.document.increment, image.document.file_number
+        for other in self.with_index:
+            if other.document.increment == increment and other.document.file_number > number:
+                return other
+        parts = [other for other in self.files if other.document.increment == increment]
+        raise self._incomplete({max(part.document.file_number for part in parts) + 1}, image)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether any file is encrypted."""
+        return bool(self.store.ciphers)
+
+    def unlock(self, password: str) -> None:
+        """Derive the key of an encrypted set; raises PasswordError when the password is wrong."""
+        image_id = bytes.fromhex(self.image_id)
+        ciphers: dict[ImageFile, BlockCipher | FormatError] = {}
+        keys: dict[int, bytes] = {}
+        for image in self.files:
+            encryption = image.document.encryption
+            if encryption is None:
+                continue
+            if encryption.iterations not in keys:
+                keys[encryption.iterations] = derive_key(password, image_id, encryption.iterations)
+            cipher = BlockCipher(keys[encryption.iterations], encryption, image_id)
+            if not cipher.fits(encryption):
+                raise PasswordError("the password is wrong", path=image.path)
+            ciphers[image] = cipher
+        self.store.ciphers = ciphers
+
+    def cipher(self, image: ImageFile) -> BlockCipher | None:
+        """Return what decrypts a file's metadata; raises PasswordError when the set is locked."""
+        cipher = self.store.ciphers.get(image)
+        if isinstance(cipher, FormatError):
+            raise cipher
+        return cipher
+
+    def holder(self, number: int) -> ImageFile:
+        """Return the file that stands for a file number.
+
+        Raises IncompleteSetError or DuplicateMemberError where there is not exactly one.
+        """
+        claims = self._claims.get(number, ())
+        if not claims:
+            raise self._incomplete({number})
+        if len(claims) > 1:
+            raise DuplicateMemberError(self.image_id, number, [image.path for image in claims])
+        return claims[0]
+
+    def chain(self, target: ImageFile) -> Chain:
+        """Return what a point is resolved from.
+
+        Raises IncompleteSetError when the base, a delta, or a file whose blocks the point uses is not
+        there, and DuplicateMemberError when two claim the number of one of these.
+        """
+        number = target.document.file_number
+        below = [image for image in self.with_index if image.document.file_number <= number]
+        history = target.document.history
+        full = [image for image in below if not image.document.delta_index]
+        if not full:
+            raise self._incomplete((history - self._claims.keys()) or {0}, target)
+        base = full[-1]
+        files = tuple(image for image in below if image.document.file_number >= base.document.file_number)
+        needed = {n for n in history if n >= base.document.file_number}
+        needed |= {image.document.file_number for image in files}
+        # Which numbers the indexes name costs reading them whole: only where it could make a difference.
+        spoiled = set(range(max(self._claims) + 1)) - self._claims.keys()
+        spoiled |= {n for n, claims in self._claims.items() if len(claims) > 1}
+        if spoiled:
+            for image in files:
+                needed |= self.named(image) & spoiled
+        missing = needed - self._claims.keys()
+        if missing:
+            raise self._incomplete(missing, target)
+        for wanted in sorted(needed):
+            self.holder(wanted)
+        return Chain(files)
+
+    def named(self, image: ImageFile) -> frozenset[int]:
+        """Return the file numbers that a file's own indexes name; reads them whole, once."""
+        with self._lock:
+            if image not in self._named:
+                named: set[int] = set()
+                for disk, record in enumerate(image.document.disks):
+                    for partition in range(len(record.partitions)):
+                        index = image.index(disk, partition)
+                        named |= file_numbers(index.reserved) | file_numbers(index.blocks)
+                self._named[image] = frozenset(named)
+            return self._named[image]
+
+    def role(self, image: ImageFile) -> Role:
+        """Return what a file is. Its index tells; ``backup_type`` is only what was planned."""
+        document = image.document
+        if document.delta_index:
+            return Role.INCREMENTAL
+        if document.increment == 0:
+            return Role.FULL
+        others = {
+            holder
+            for number in self.named(image) - image.numbers
+            for holder in self._claims.get(number, [])
+            if not holder.document.split_file or holder.document.increment != document.increment
+        }
+        if not others and not self.named(image) - self._claims.keys():
+            return Role.FULL
+        if len({holder.document.increment for holder in others}) > 1 or document.backup_type == "inc":
+            return Role.INCREMENTAL
+        return Role.DIFFERENTIAL
+
+    def _incomplete(self, missing: Iterable[int], target: ImageFile | None = None) -> IncompleteSetError:
+        error = IncompleteSetError(
+            self.image_id, missing, self.folder, path=target.path if target is not None else None
+        )
+        if self._unreadable:
+            others = "; ".join(str(reason) for reason in self._unreadable.values())
+            error.hint += f"; a file there can't be read: {others}"
+        return error
+
+    def close(self) -> None:
+        """Close every file."""
+        for image in self.files:
+            image.close()
+
+
+def check_shape(chain: Chain, disk: int, partition: int) -> None:
+    """Check that a partition is the same array of blocks in every file of a chain.
+
+    Disks and partitions are matched by their position in the documents. Raises DamagedError.
+    """
+    wanted = chain.target.document.disks[disk].partitions[partition]
+    for image in chain.files:
+        disks = image.document.disks
+        if disk >= len(disks) or partition >= len(disks[disk].partitions):
+            raise DamagedError(
+                f"it has no disk {disk + 1}, partition {partition + 1} (counted in the file),"
+                f" which {chain.target.path.name} builds upon",
+                path=image.path,
+            )
+        found = disks[disk].partitions[partition]
+        if (found.block_size, found.data_offset) != (wanted.block_size, wanted.data_offset):
+            raise DamagedError(
+                f"partition {found.number} has another block layout than in {chain.target.path.name}",
+                path=image.path,
+            )

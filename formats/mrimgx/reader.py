@@ -1,0 +1,162 @@
+"""The bytes of a partition at a backup point."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import zstandard
+
+from formats.blockreader import BlockCache, BlockReader, Extent
+from formats.errors import DamagedBlockError, FormatError
+from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
+from formats.mrimgx.image_file import ImageFile
+from formats.mrimgx.index import Element, ResolvedIndex, stored
+
+
+class _Local(threading.local):
+    """What each thread has of its own: a decompressor must not be shared."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_local = _Local()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlace:
+    """Which array of blocks a block belongs to; what its decryption and its errors need."""
+
+    partition: str  # as in the tree: "disk4/p1"
+    disk_number: int
+    partition_number: int
+
+    def reserved(self) -> "BlockPlace":
+        """Return the place of the partition's reserved sectors, which count on their own."""
+        return replace(self, partition=f"{self.partition} reserved sectors")
+
+
+class BlockStore:
+    """Reads, decrypts, decompresses and checks the stored blocks of a set.
+
+    ``holder`` gives the file that stands for a file number, or raises FormatError.
+    """
+
+    def __init__(self, holder: Callable[[int], ImageFile], cache: BlockCache) -> None:
+        self.holder = holder
+        self.cache = cache
+        self.ciphers: Mapping[ImageFile, BlockCipher | FormatError] = {}
+
+    def block(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
+        """Return a stored block's plain bytes from the cache or the file; see ``decode``."""
+        return self.cache.get_or_decode(
+            _key(element, place), lambda: self.decode(element, place, number, size)
+        )
+
+    def cached(self, element: Element, place: BlockPlace) -> bytes | None:
+        """Return a stored block's plain bytes if they are in the cache."""
+        return self.cache.get(_key(element, place))
+
+    def decode(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
+        """Return a stored block's plain bytes: at most ``size``, and as its MD5 says.
+
+        Raises DamagedBlockError when they are not to be had, PasswordError when the set is locked.
+        """
+        image = self.holder(element.file_number)
+
+        def bad(reason: str) -> DamagedBlockError:
+            return DamagedBlockError(reason, path=image.path, partition=place.partition, block=number)
+
+        if not element.length:
+            raise bad("the index gives it a hash or a position, but no length")
+        # A frame of incompressible bytes is a little larger than they are; what is much larger is none.
+        if element.length > size + size // 128 + 1024:
+            raise bad(f"stored length {element.length} is too large for a block of {size} bytes")
+        if element.position < 0 or element.position + element.length > image.data_end:
+            raise bad(f"the index points outside the file, to {element.position}+{element.length}")
+        data = image.reader().read_at(element.position, element.length)
+        cipher = self.ciphers.get(image)
+        if isinstance(cipher, FormatError):
+            raise cipher
+        if cipher is not None:
+            if element.length % AES_BLOCK_SIZE:
+                raise bad(f"stored length {element.length} is not a multiple of 16 in an encrypted file")
+            data = cipher.decrypt_block(data, place.disk_number, place.partition_number, number)
+        if image.document.compression != "none":
+            try:
+                content = zstandard.frame_content_size(data)
+                if not 0 <= content <= size:
+                    raise bad(f"it would decompress to {content} bytes, a block has {size}")
+                data = _local.decompressor.decompress(data)
+            except zstandard.ZstdError as error:
+                raise bad(f"it can't be decompressed: {error}") from None
+        elif len(data) > size:
+            data = data[:size]  # padding of the encryption
+        if hashlib.md5(data, usedforsecurity=False).digest() != element.md5:
+            raise bad("its MD5 is not the one in the index")
+        return data
+
+
+def _key(element: Element, place: BlockPlace) -> tuple[object, ...]:
+    # The same stored bytes under another index entry are another block: its hash is part of the key.
+    return element.file_number, element.position, element.md5, place.disk_number, place.partition_number
+
+
+class BlocksReader(BlockReader):
+    """An array of blocks: block i covers the bytes from ``i * block_size``."""
+
+    def __init__(
+        self, store: BlockStore, index: ResolvedIndex, place: BlockPlace, block_size: int, size: int
+    ) -> None:
+        super().__init__(size)
+        self._store = store
+        self._index = index
+        self._place = place
+        self._block_size = block_size
+
+    def _read(self, offset: int, length: int) -> bytes:
+        number, start = divmod(offset, self._block_size)
+        if start + length <= self._block_size:
+            return self._piece(number, start, length)
+        pieces = []
+        while length:
+            step = min(length, self._block_size - start)
+            pieces.append(self._piece(number, start, step))
+            length, number, start = length - step, number + 1, 0
+        return b"".join(pieces)
+
+    def _piece(self, number: int, start: int, length: int) -> bytes:
+        """Return bytes of one block."""
+        element = self._index.element(number)
+        if element.is_hole:
+            return bytes(length)
+        block = self._store.block(element, self._place, number, self._block_size)
+        if start + length > len(block):
+            raise DamagedBlockError(
+                f"it has {len(block)} bytes, {start + length} are needed",
+                path=self._store.holder(element.file_number).path,
+                partition=self._place.partition,
+                block=number,
+            )
+        return block if length == len(block) else block[start : start + length]
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        size = self._block_size
+        first, end = offset // size, -(-(offset + length) // size)
+        for number, elements in self._index.runs(first, end):
+            states = stored(elements)
+            edges = np.flatnonzero(states[1:] != states[:-1]) + 1
+            starts = [0, *edges.tolist()]
+            for at, stop in zip(starts, [*starts[1:], len(states)], strict=True):
+                low = max(offset, (number + at) * size)
+                high = min(offset + length, (number + stop) * size)
+                yield Extent(low, high - low, bool(states[at]))
+
+    def _prefetch(self, offset: int, length: int) -> None:
+        size = self._block_size
+        for number in range(offset // size, -(-(offset + length) // size)):
+            element = self._index.element(number)
+            if not element.is_hole:
+                self._store.block(element, self._place, number, size)
