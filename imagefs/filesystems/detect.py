@@ -9,6 +9,7 @@ from formats.blockreader import BlockReader
 from formats.errors import UnsupportedError
 from imagefs.filesystems.base import FileSystem
 from imagefs.filesystems.labels import read_label
+from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.tsk import TskFileSystem
 from imagefs.filesystems.tsk_image import TskImage
 
@@ -39,7 +40,6 @@ _SIGNATURES = (
     Signature("Btrfs", 0x10040, b"_BHRfS_M"),
 )
 _TSK_TYPES = {
-    "NTFS": pytsk3.TSK_FS_TYPE_NTFS,
     "exFAT": pytsk3.TSK_FS_TYPE_EXFAT,
     "FAT": pytsk3.TSK_FS_TYPE_FAT_DETECT,
     "ext": pytsk3.TSK_FS_TYPE_EXT_DETECT,
@@ -63,6 +63,8 @@ def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem 
     family = recognise(reader)
     if family is None:
         return None
+    if family == "NTFS":
+        return NtfsFileSystem(reader, sector_size)
     if family not in _TSK_TYPES:
         raise UnsupportedError(f"{family} is recognised, but can't be read")
     image = TskImage(reader, sector_size)

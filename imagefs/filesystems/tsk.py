@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytsk3
 
-from formats.blockreader import BlockReader, Extent
+from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError
 from imagefs.filesystems.base import FileSystem, LeastRecentlyUsed
 from imagefs.filesystems.runs import Run, RunsReader
-from imagefs.filesystems.tsk_image import TskImage
+from imagefs.filesystems.tsk_image import TskFile, TskImage, data_attribute
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
 
 ENTRIES_KEPT = 200_000  # names in cached listings
@@ -35,15 +35,9 @@ _VIRTUAL = {
     int(pytsk3.TSK_FS_NAME_TYPE_VIRT),
     int(pytsk3.TSK_FS_NAME_TYPE_VIRT_DIR),
 }
-_DATA_TYPES = {
-    int(pytsk3.TSK_FS_ATTR_TYPE_DEFAULT),
-    int(pytsk3.TSK_FS_ATTR_TYPE_HFS_DATA),
-    int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_DATA),
-}
 _ALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_ALLOC)
 _NONRESIDENT = int(pytsk3.TSK_FS_ATTR_NONRES)
 _COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
-_ENCRYPTED = int(pytsk3.TSK_FS_ATTR_ENC)
 _SPARSE_RUN = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE)
 _FILLER_RUN = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
 
@@ -53,27 +47,6 @@ class _RunTuple(NamedTuple):
     length: int  # blocks
     offset: int  # block of the file
     flags: int
-
-
-class TskFileReader(BlockReader):
-    """A file's data as TSK reads it, under its lock: what is stored inside metadata or compressed."""
-
-    def __init__(self, image: TskImage, node: Any, size: int, name: str, data_id: tuple[int, int]) -> None:
-        super().__init__(size)
-        self._image = image
-        self._node = node
-        self._name = name
-        self._type, self._id = data_id
-
-    def _read(self, offset: int, length: int) -> bytes:
-        with self._image.calls(f"{self._name} at {offset}+{length}"):
-            data: bytes = self._node.read_random(offset, length, self._type, self._id)
-        if len(data) != length:
-            raise DamagedError(f"{self._name}: {len(data)} of {length} bytes could be read at {offset}")
-        return data
-
-    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        yield Extent(offset, length, True)
 
 
 class TskFileSystem(FileSystem):
@@ -141,26 +114,17 @@ class TskFileSystem(FileSystem):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         name = f"inode {inode}"
         with self._image.calls(name):
-            node = self._fs.open_meta(inode)
-            found = self._data_of(node)
-            if found is None:
-                flags, runs, data_id = 0, [], (0, 0)
-            else:
-                flags, data_id = int(found.info.flags), (int(found.info.type), int(found.info.id))
-                runs = _runs_of(found) if flags & _NONRESIDENT and not flags & _COMPRESSED else []
-        if found is None:
-            if attributes.size:
-                raise DamagedError(f"{name}: {attributes.size} bytes, but no place of them")
-            return RunsReader(self._reader, [], 0)
+            data = data_attribute(node := self._fs.open_meta(inode))
+            flags = 0 if data is None else int(data.info.flags)
+            runs = [] if data is None else _runs_of(data)
+            del data, node  # in this order: TSK's attribute is part of its file
+        if not attributes.size:
+            return BytesReader(b"")
         if not flags & _NONRESIDENT or flags & _COMPRESSED or not self._direct:
-            return TskFileReader(self._image, node, attributes.size, name, data_id)
-        return RunsReader(
-            self._reader,
-            self._placed(runs, attributes.size, name),
-            attributes.size,
-            name=name,
-            initialized=self._initialized(inode, attributes.size),
-        )
+            return TskFile(self._image, self._fs, inode, attributes.size, name)
+        placed = self._placed(runs, attributes.size, name)
+        initialized = self._initialized(inode, attributes.size)
+        return RunsReader(self._reader, placed, attributes.size, initialized=initialized, name=name)
 
     def close(self) -> None:
         """Forget the caches."""
@@ -218,14 +182,6 @@ class TskFileSystem(FileSystem):
     def _is_hidden(self, directory: int, name: str, inode: int) -> bool:
         return False
 
-    def _data_of(self, node: Any) -> Any | None:
-        """Return the unnamed data attribute, None where a file has none."""
-        for attribute in node:
-            info = attribute.info
-            if int(info.type) in _DATA_TYPES and not info.name:
-                return attribute
-        return None
-
     def _attributes_of(self, inode: int, node: Any) -> Attributes:
         meta = node.info.meta
         kind = _TYPES.get(int(meta.type), NodeType.OTHER)
@@ -247,7 +203,7 @@ class TskFileSystem(FileSystem):
         )
 
     def _allocated(self, node: Any) -> int:
-        data = self._data_of(node)
+        data = data_attribute(node)
         if data is None or not int(data.info.flags) & _NONRESIDENT:
             return 0
         blocks = sum(run.length for run in _runs_of(data) if not run.flags & (_SPARSE_RUN | _FILLER_RUN))

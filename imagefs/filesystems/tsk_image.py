@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 
 import pytsk3
 
@@ -10,6 +11,12 @@ from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
 
 _CACHE_LENGTH = 65536  # bytes TSK reads at once into its cache (TSK_IMG_INFO_CACHE_LEN)
+_STEP = 1 << 20  # bytes asked of TSK at once: it holds the lock meanwhile
+_DATA_TYPES = {
+    int(pytsk3.TSK_FS_ATTR_TYPE_DEFAULT),
+    int(pytsk3.TSK_FS_ATTR_TYPE_HFS_DATA),
+    int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_DATA),
+}
 
 
 class TskImage(pytsk3.Img_Info):  # type: ignore[misc]  # pytsk3 has no types
@@ -73,3 +80,44 @@ class TskImage(pytsk3.Img_Info):  # type: ignore[misc]  # pytsk3 has no types
 
     def close(self) -> None:
         """Do nothing: the reader belongs to who opened it."""
+
+
+class TskFile(BlockReader):
+    """A file's data as TSK reads it, under its lock: what is kept inside metadata, or compressed."""
+
+    def __init__(self, image: TskImage, fs: Any, inode: int, size: int, name: str) -> None:
+        super().__init__(size)
+        self._image = image
+        self._fs = fs  # the node below lives no longer than it
+        self._name = name
+        with image.calls(name):
+            self._node = fs.open_meta(inode)
+            data = data_attribute(self._node)
+            stored = None if data is None else int(data.info.size)
+            if data is not None:
+                self._type, self._id = int(data.info.type), int(data.info.id)
+        if stored != size:
+            raise DamagedError(f"{name}: {size} bytes, {stored} according to its data")
+
+    def _read(self, offset: int, length: int) -> bytes:
+        pieces = [
+            self._read_step(at, min(_STEP, offset + length - at))
+            for at in range(offset, offset + length, _STEP)
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_step(self, offset: int, length: int) -> bytes:
+        with self._image.calls(f"{self._name} at {offset}+{length}"):
+            data: bytes = self._node.read_random(offset, length, self._type, self._id)
+        if len(data) != length:
+            raise DamagedError(f"{self._name}: {len(data)} of {length} bytes could be read at {offset}")
+        return data
+
+
+def data_attribute(node: Any) -> Any | None:
+    """Return the unnamed data attribute of a TSK file, None where it has none."""
+    for attribute in node:
+        info = attribute.info
+        if int(info.type) in _DATA_TYPES and not info.name:
+            return attribute
+    return None

@@ -1,0 +1,90 @@
+"""NTFS reparse points ([MS-FSCC] 2.1.2) and the symbolic links of ntfs-3g and Interix."""
+
+import struct
+from enum import IntEnum
+
+from formats.errors import DamagedError
+from imagefs.filesystems.ntfs_layout import decode_name
+from mounters.tree import NodeType
+
+INTX_LINK = b"IntxLNK\x01"  # then the target in UTF-16; in a file with the "system" attribute
+INTX_DEVICES = (b"IntxCHR\x00", b"IntxBLK\x00")
+INTX_LIMIT = 8 + 2 * 4096  # bytes; longer files are no links
+
+
+class ReparseTag(IntEnum):
+    """The tags that have a meaning here."""
+
+    MOUNT_POINT = 0xA0000003
+    SYMLINK = 0xA000000C
+    LX_SYMLINK = 0xA000001D
+    AF_UNIX = 0x80000023
+    LX_FIFO = 0x80000024
+    LX_CHR = 0x80000025
+    LX_BLK = 0x80000026
+
+
+_LINKS = (ReparseTag.MOUNT_POINT, ReparseTag.SYMLINK, ReparseTag.LX_SYMLINK)
+_SPECIAL = (ReparseTag.AF_UNIX, ReparseTag.LX_FIFO, ReparseTag.LX_CHR, ReparseTag.LX_BLK)
+_NAMES = {
+    0x80000013: "data deduplication",
+    0x80000017: "compressed by Windows (WOF)",
+    0x80000018: "Windows container",
+    0x8000001B: "app execution alias",
+    0x80000021: "OneDrive",
+    0xC0000004: "hierarchical storage",
+    0x80000006: "hierarchical storage",
+    0x9000001C: "projected file system",
+}
+
+
+def reparse_type(tag: int, otherwise: NodeType) -> NodeType:
+    """Return what a node with a reparse point is; ``otherwise`` where its tag says nothing of that."""
+    if tag in _LINKS:
+        return NodeType.LINK
+    return NodeType.OTHER if tag in _SPECIAL else otherwise
+
+
+def tag_name(tag: int) -> str:
+    """Return a tag in words and as its number."""
+    name = "cloud file" if tag & 0xFFFF0FFF == 0x9000001A else _NAMES.get(tag, "unknown")
+    return f"{name}, reparse tag {tag:#010x}"
+
+
+def reparse_tag(data: bytes, what: str) -> int:
+    """Return the tag of a reparse point."""
+    if len(data) < 8:
+        raise DamagedError(f"{what}: a reparse point of {len(data)} bytes")
+    return int(struct.unpack_from("<I", data)[0])
+
+
+def reparse_target(data: bytes, what: str) -> str:
+    """Return a link's target: "/" as separator where it is relative, as Windows shows it else."""
+    tag = reparse_tag(data, what)
+    if tag == ReparseTag.LX_SYMLINK:
+        return data[12:].decode("utf-8", "surrogateescape")
+    has_flags = tag == ReparseTag.SYMLINK
+    names = 20 if has_flags else 16
+    if len(data) < names:
+        raise DamagedError(f"{what}: a reparse point of {len(data)} bytes")
+    offset, length, print_offset, print_length = struct.unpack_from("<HHHH", data, 8)
+    is_relative = has_flags and struct.unpack_from("<I", data, 16)[0] & 1
+    if max(offset + length, print_offset + print_length) > len(data) - names:
+        raise DamagedError(f"{what}: a link's target reaches outside the reparse point")
+    target = decode_name(data[names + offset : names + offset + length])
+    shown = decode_name(data[names + print_offset : names + print_offset + print_length])
+    if is_relative:
+        return target.replace("\\", "/")
+    return shown or target.removeprefix("\\??\\")
+
+
+def intx_type(data: bytes) -> NodeType | None:
+    """Return what a "system" file of Interix is by its first bytes, None for an ordinary file."""
+    if data[:8] == INTX_LINK:
+        return NodeType.LINK
+    return NodeType.OTHER if data[:8] in INTX_DEVICES else None
+
+
+def intx_target(data: bytes) -> str:
+    """Return the target of an Interix link."""
+    return decode_name(data[8 : 8 + (len(data) - 8) // 2 * 2])
