@@ -66,6 +66,11 @@ class BlockReader(ABC):
         self._check(offset, length)
         return merge_extents(self._extents(offset, length)) if length else iter(())
 
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        """Return what ``read_at`` would if that needs neither input nor decoding, else None."""
+        self._check(offset, length)
+        return self._read_cached(offset, length) if length else b""
+
     def prefetch(self, offset: int, length: int) -> None:
         """Bring a range into this reader's cache, where it has one; raises as ``read_at`` does."""
         self._check(offset, length)
@@ -90,6 +95,9 @@ class BlockReader(ABC):
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, True)
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
+        return None
 
     def _prefetch(self, offset: int, length: int) -> None:  # noqa: B027
         """Do nothing where there is no cache."""
@@ -120,12 +128,16 @@ class BytesReader(BlockReader):
     def _read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
+    _read_cached = _read
+
 
 class ZeroReader(BlockReader):
     """A hole: ``size`` zeros that are stored nowhere."""
 
     def _read(self, offset: int, length: int) -> bytes:
         return bytes(length)
+
+    _read_cached = _read
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, False)
@@ -192,6 +204,9 @@ class SliceReader(BlockReader):
     def _read(self, offset: int, length: int) -> bytes:
         return self._lower.read_at(self._offset + offset, length)
 
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
+        return self._lower.read_cached(self._offset + offset, length)
+
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in self._lower.extents(self._offset + offset, length):
             yield extent._replace(offset=extent.offset - self._offset)
@@ -239,6 +254,15 @@ class ConcatReader(BlockReader):
 
     def _read(self, offset: int, length: int) -> bytes:
         parts = [piece.read_at(at, step) for _, piece, at, step in self._parts(offset, length)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
+        parts = []
+        for _, piece, at, step in self._parts(offset, length):
+            part = piece.read_cached(at, step)
+            if part is None:
+                return None
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:

@@ -117,15 +117,29 @@ class BlocksReader(BlockReader):
         self._block_size = block_size
 
     def _read(self, offset: int, length: int) -> bytes:
-        number, start = divmod(offset, self._block_size)
-        if start + length <= self._block_size:
-            return self._piece(number, start, length)
+        pieces = [self._piece(*part) for part in self._parts(offset, length)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
         pieces = []
+        for number, start, step in self._parts(offset, length):
+            element = self._index.element(number)
+            if element.is_hole:
+                pieces.append(bytes(step))
+                continue
+            block = self._store.cached(element, self._place)
+            if block is None:
+                return None
+            pieces.append(self._cut(block, element, number, start, step))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (block, offset in it, length) of a range."""
+        number, start = divmod(offset, self._block_size)
         while length:
             step = min(length, self._block_size - start)
-            pieces.append(self._piece(number, start, step))
+            yield number, start, step
             length, number, start = length - step, number + 1, 0
-        return b"".join(pieces)
 
     def _piece(self, number: int, start: int, length: int) -> bytes:
         """Return bytes of one block."""
@@ -133,6 +147,9 @@ class BlocksReader(BlockReader):
         if element.is_hole:
             return bytes(length)
         block = self._store.block(element, self._place, number, self._block_size)
+        return self._cut(block, element, number, start, length)
+
+    def _cut(self, block: bytes, element: Element, number: int, start: int, length: int) -> bytes:
         if start + length > len(block):
             raise DamagedBlockError(
                 f"it has {len(block)} bytes, {start + length} are needed",
