@@ -182,8 +182,6 @@ class Mount:
     def _on_mounted(self) -> None:
         found = find_mount(self.mountpoint) if LINUX else None
         self._identifier = found.identifier if found else 0
-        if not set_read_ahead(self.mountpoint, self._options.read_ahead):
-            log.debug("%s: read-ahead stays at the system's default", self.mountpoint)
         self._mounted.set()
         threading.Thread(target=self._ask, name="mount-ready", daemon=True).start()
 
@@ -192,6 +190,9 @@ class Mount:
             os.stat(self.mountpoint)  # noqa: PTH116  (returns when the first request has been answered)
         except OSError as error:
             log.debug("%s: %s", self.mountpoint, error)
+        # Not before: the kernel takes the smaller of this and its default when it starts to talk to us.
+        if not set_read_ahead(self.mountpoint, self._options.read_ahead):
+            log.debug("%s: read-ahead stays at the system's default", self.mountpoint)
         self._answering.set()
 
     @property
