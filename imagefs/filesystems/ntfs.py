@@ -32,7 +32,6 @@ from imagefs.filesystems.ntfs_layout import (
     VOLUME,
     Attribute,
     AttributeType,
-    IndexEntry,
     Record,
     apply_fixups,
     decode_name,
@@ -43,6 +42,7 @@ from imagefs.filesystems.ntfs_layout import (
     parse_runs,
     unix_nanoseconds,
 )
+from imagefs.filesystems.ntfs_quick import quick_node
 from imagefs.filesystems.ntfs_reparse import (
     INTX_LIMIT,
     intx_target,
@@ -186,6 +186,10 @@ class NtfsFileSystem(FileSystem):
 
     def _record(self, number: int) -> Record:
         """Return a file record."""
+        return parse_record(self._raw_record(number), number)
+
+    def _raw_record(self, number: int) -> bytes:
+        """Return a file record as it is stored."""
         size = self._boot.record_size
         if number < 0 or (number + 1) * size > self._mft.size:
             raise DamagedError(f"file record {number} is outside $MFT")
@@ -196,9 +200,9 @@ class NtfsFileSystem(FileSystem):
             try:
                 chunk = self._mft.read_at(at, min(self._per_chunk * size, self._mft.size - at))
             except FormatError:  # another record's bytes, maybe
-                return parse_record(self._mft.read_at(number * size, size), number)
+                return self._mft.read_at(number * size, size)
             self._chunks.put(index, chunk)
-        return parse_record(chunk[inside * size : (inside + 1) * size], number)
+        return chunk[inside * size : (inside + 1) * size]
 
     def _all_attributes(self, record: Record) -> list[Attribute]:
         """Return a record's attributes and those of the records that extend it."""
@@ -249,10 +253,8 @@ class NtfsFileSystem(FileSystem):
         """Return a record's sequence number and what it says of its node."""
         known = self._nodes.get(inode)
         if known is None:
-            record = self._record(inode)
-            if not record.flags & IN_USE or record.base:
-                raise DamagedError(f"file record {inode} is not a file's")
-            known = record.sequence, self._attributes_of(record)
+            raw = self._raw_record(inode)
+            known = quick_node(raw, inode) or self._node_of(parse_record(raw, inode))
             self._nodes.put(inode, known)
         return known
 
@@ -263,8 +265,10 @@ class NtfsFileSystem(FileSystem):
             raise DamagedError(f"{name}: its file record {attributes.inode} has become another file's")
         return attributes
 
-    def _attributes_of(self, record: Record) -> Attributes:
+    def _node_of(self, record: Record) -> tuple[int, Attributes]:
         what = f"file record {record.number}"
+        if not record.flags & IN_USE or record.base:
+            raise DamagedError(f"{what} is not a file's")
         attributes = self._all_attributes(record)
         standard = next((a.value for a in attributes if a.type == AttributeType.STANDARD_INFORMATION), None)
         if standard is None or len(standard) < 36:
@@ -291,7 +295,7 @@ class NtfsFileSystem(FileSystem):
             and attribute.value
             and attribute.value[65:66] != b"\2"
         )
-        return Attributes(
+        return record.sequence, Attributes(
             inode=record.number,
             type=kind,
             size=size,
@@ -346,37 +350,37 @@ class NtfsFileSystem(FileSystem):
         entries: list[Entry] = []
         references: list[int] = []
         hidden: dict[str, int] = {}
-        for found in self._index(inode):
-            number = found.reference & REFERENCE_MASK
-            if found.name == ".":
-                continue
-            if "/" in found.name or "\0" in found.name or found.name == "..":
-                raise DamagedError(f"directory {inode}: the name {found.name!r} can't be")
-            if number < FIRST_USER:
-                hidden[found.name] = found.reference
-                continue
-            entries.append(Entry(found.name, number, self._entry_type(found, number)))
-            references.append(found.reference)
+        for names in self._index(inode):
+            for name, reference, file_attributes in names:
+                number = reference & REFERENCE_MASK
+                if number < FIRST_USER:
+                    if name != ".":
+                        hidden[name] = reference
+                    continue
+                if "/" in name or "\0" in name or name in (".", ".."):
+                    raise DamagedError(f"directory {inode}: the name {name!r} can't be")
+                kind = NodeType.DIRECTORY if file_attributes & FILE_DIRECTORY else NodeType.FILE
+                if file_attributes & (FILE_REPARSE | FILE_SYSTEM):
+                    kind = self._recorded_type(number, kind)
+                entries.append(Entry(name, number, kind))
+                references.append(reference)
         return _Listing(entries, references, hidden)
 
-    def _entry_type(self, found: IndexEntry, number: int) -> NodeType:
-        """Return an entry's type; where the index can't say it alone, the record does, if it is sound."""
-        kind = NodeType.DIRECTORY if found.file_attributes & FILE_DIRECTORY else NodeType.FILE
-        if found.file_attributes & (FILE_REPARSE | FILE_SYSTEM):
-            try:
-                return self.attributes(number).type
-            except FormatError:
-                return kind  # told by attributes() and lookup()
-        return kind
+    def _recorded_type(self, inode: int, otherwise: NodeType) -> NodeType:
+        """Return a node's type by its record; ``otherwise`` where that is damaged, as it tells itself."""
+        try:
+            return self.attributes(inode).type
+        except FormatError:
+            return otherwise
 
-    def _index(self, inode: int) -> Iterable[IndexEntry]:
-        """Yield a directory's names from its index root and all index blocks in use."""
+    def _index(self, inode: int) -> Iterable[list[tuple[str, int, int]]]:
+        """Yield a directory's names from its index root and from each index block in use."""
         what = f"directory {inode}"
         attributes = self._all_attributes(self._record(inode))
         root = _find(attributes, AttributeType.INDEX_ROOT, "$I30")
         if not root or root[0].value is None or len(root[0].value) < 32:
             raise DamagedError(f"{what}: no index root")
-        yield from parse_index_entries(root[0].value, 16, what)
+        yield parse_index_entries(root[0].value, 16, what)
         allocation = _find(attributes, AttributeType.INDEX_ALLOCATION, "$I30")
         if not allocation:
             if root[0].value[28] & 1:
@@ -393,7 +397,9 @@ class NtfsFileSystem(FileSystem):
             what,
         )
 
-    def _index_blocks(self, blocks: BlockReader, bitmap: int, size: int, what: str) -> Iterable[IndexEntry]:
+    def _index_blocks(
+        self, blocks: BlockReader, bitmap: int, size: int, what: str
+    ) -> Iterable[list[tuple[str, int, int]]]:
         if size < 512 or size > 1 << 16 or size % 512:
             raise DamagedError(f"{what}: index blocks of {size} bytes")
         if bitmap >> (blocks.size // size):
@@ -403,7 +409,7 @@ class NtfsFileSystem(FileSystem):
             for inside in range(0, len(part) // size * size, size):
                 if bitmap >> ((at + inside) // size) & 1:
                     block = apply_fixups(part[inside : inside + size], b"INDX", what)
-                    yield from parse_index_entries(block, 24, what)
+                    yield parse_index_entries(block, 24, what)
 
     # the volume, and what TSK reads
 

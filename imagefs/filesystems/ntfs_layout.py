@@ -6,6 +6,7 @@ Records are parsed by the ten thousand, so with struct.
 """
 
 import struct
+from codecs import utf_16_le_decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -42,8 +43,8 @@ _ATTRIBUTE = struct.Struct("<IIBBHHH")  # type, length, non-resident, name lengt
 _RESIDENT = struct.Struct("<IH")  # length, offset; at 16
 _NONRESIDENT = struct.Struct("<QQHHIQQQ")  # first and last VCN, runs' offset, unit, -, allocated, size, valid
 _LIST_ENTRY = struct.Struct("<IHBBQQH")  # type, length, name length, offset, first VCN, reference, id
-_INDEX_ENTRY = struct.Struct("<QHHHH")  # reference, length, key length, flags
-_FILE_NAME_KEY = struct.Struct("<56xIIBB")  # file attributes, reparse tag, name length, namespace
+_INDEX_ENTRY = struct.Struct("<QHHH")  # reference, length, key length, flags
+_FILE_NAME_KEY = struct.Struct("<72xI4xBB")  # of an entry: file attributes, name length, namespace
 
 
 class AttributeType(IntEnum):
@@ -95,15 +96,6 @@ class Record(NamedTuple):
     flags: int  # IN_USE, DIRECTORY
     base: int  # reference of the record this one extends, 0 if it is one itself
     attributes: list[Attribute]
-
-
-class IndexEntry(NamedTuple):
-    """A name in a directory's index."""
-
-    name: str
-    reference: int
-    file_attributes: int
-    reparse_tag: int
 
 
 def parse_boot(sector: bytes) -> Boot:
@@ -241,26 +233,31 @@ def parse_attribute_list(data: bytes, what: str) -> set[int]:
     return references
 
 
-def parse_index_entries(node: bytes | bytearray, header: int, what: str) -> Iterator[IndexEntry]:
-    """Yield the names of an index node whose node header is at ``header``; 8.3 twins are left out."""
+def parse_index_entries(node: bytes | bytearray, header: int, what: str) -> list[tuple[str, int, int]]:
+    """Return the (name, reference, file attributes) of an index node; 8.3 twins are left out.
+
+    ``header`` is where the node's own header is. Plain tuples and one loop: a million names come by.
+    """
+    found: list[tuple[str, int, int]] = []
     try:
         start, used = struct.unpack_from("<II", node, header)
         position, end = header + start, header + used
         if end > len(node) or start < 16:
             raise DamagedError(f"{what}: an index node of {used} bytes")
         while True:
-            reference, length, key_length, flags, _ = _INDEX_ENTRY.unpack_from(node, position)
-            if length < 16 or position + length > end:
+            reference, length, key_length, flags = _INDEX_ENTRY.unpack_from(node, position)
+            following = position + length
+            if length < 16 or following > end:
                 raise DamagedError(f"{what}: an index entry of {length} bytes")
             if flags & 2:  # the last one, without a name
-                return
-            file_attributes, tag, name_length, space = _FILE_NAME_KEY.unpack_from(node, position + 16)
+                return found
+            file_attributes, name_length, space = _FILE_NAME_KEY.unpack_from(node, position)
             if 66 + 2 * name_length > key_length or 16 + key_length > length or not name_length:
                 raise DamagedError(f"{what}: an index entry's name reaches outside it")
             if space != DOS_NAME:
-                name = node[position + 82 : position + 82 + 2 * name_length]
-                yield IndexEntry(decode_name(name), reference, file_attributes, tag)
-            position += length
+                name = decode_name(node[position + 82 : position + 82 + 2 * name_length])
+                found.append((name, reference, file_attributes))
+            position = following
     except struct.error as error:
         raise DamagedError(f"{what}: an index entry reaches outside its node") from error
 
@@ -268,7 +265,7 @@ def parse_index_entries(node: bytes | bytearray, header: int, what: str) -> Iter
 def decode_name(raw: bytes | bytearray) -> str:
     """Return a UTF-16 name; a lone surrogate survives as the escaped bytes of its UTF-8 form."""
     try:
-        return raw.decode("utf-16-le")
+        return utf_16_le_decode(raw, "strict", True)[0]
     except UnicodeDecodeError:
         text = raw.decode("utf-16-le", "surrogatepass")
         return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")

@@ -1,0 +1,89 @@
+"""The attributes of usual NTFS files, straight from their records.
+
+Four files of five have a name or two and data in one piece. For these this takes a quarter of the
+time of parsing the record; it gives up on everything else, and a test compares both on every record.
+"""
+
+import struct
+
+from formats.errors import DamagedError
+from imagefs.filesystems.ntfs_layout import (
+    COMPRESSED,
+    DIRECTORY,
+    DOS_NAME,
+    ENCRYPTED,
+    EPOCH,
+    FILE_SYSTEM,
+    IN_USE,
+    SPARSE,
+    AttributeType,
+    apply_fixups,
+)
+from mounters.tree import Attributes, NodeType
+
+_RECORD = struct.Struct("<16xH2xHHI4xQ")  # sequence, first attribute, flags, used, base
+_ATTRIBUTE = struct.Struct("<IIBB2xH2xIH")  # type, length, non-resident, name length, flags, value's place
+_TIMES = struct.Struct("<QQQQI")  # created, modified, changed, accessed; file attributes
+_SIZES = struct.Struct("<40xQQ")  # allocated, size
+
+# module constants: looking up an enum's member takes as long as the rest of the loop
+_STANDARD_INFORMATION = int(AttributeType.STANDARD_INFORMATION)
+_FILE_NAME = int(AttributeType.FILE_NAME)
+_DATA = int(AttributeType.DATA)
+_UNUSUAL = (int(AttributeType.ATTRIBUTE_LIST), int(AttributeType.REPARSE_POINT))
+_END = 0xFFFFFFFF
+
+
+def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
+    """Return a usual file's sequence number and attributes; None: see ``parse_record``, which also
+    says what is wrong with a damaged record.
+    """  # noqa: D205
+    try:
+        record = apply_fixups(raw, b"FILE", "")
+        sequence, position, flags, used, base = _RECORD.unpack_from(record)
+        if not flags & IN_USE or flags & DIRECTORY or base or used > len(record):
+            return None
+        times = None
+        links = size = allocated = 0
+        kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
+            record, position
+        )
+        while kind != _END:
+            end = position + length
+            if length < 24 or length % 8 or end > used or (not nonresident and offset + value_size > length):
+                return None
+            if kind in _UNUSUAL or (nonresident and kind < _DATA):
+                return None
+            if kind == _STANDARD_INFORMATION:
+                times = _TIMES.unpack_from(record, position + offset)
+            elif kind == _FILE_NAME:
+                links += record[position + offset + 65] != DOS_NAME
+            elif kind == _DATA and not name_length:
+                if flags & (COMPRESSED | ENCRYPTED | SPARSE):
+                    return None
+                size = value_size
+                if nonresident:
+                    allocated, size = _SIZES.unpack_from(record, position)
+            position = end
+            kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
+                record, position
+            )
+    except (DamagedError, struct.error, IndexError):
+        return None
+    if times is None or times[4] & FILE_SYSTEM:
+        return None
+    created, modified, changed, accessed, _ = times
+    return sequence, Attributes(
+        number,
+        NodeType.FILE,
+        size,
+        0o444,
+        links or 1,
+        0,
+        0,
+        (modified - EPOCH) * 100,
+        (accessed - EPOCH) * 100,
+        (changed - EPOCH) * 100,
+        (created - EPOCH) * 100,
+        allocated,
+    )
