@@ -1,0 +1,157 @@
+"""What the commands share: arguments, passwords, output, exit codes."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+import imagefs
+from formats.errors import FormatError, PasswordError, ReadError
+from imagefs.source import Source
+from mounters.controller import MountError
+
+PASSWORD_VARIABLE = "IMAGEFS_PASSWORD"  # noqa: S105  (a name, not a password)
+
+output = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False)
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status says."""
+
+    DONE = 0
+    DIFFERENT = 1  # verification failed, or differences found
+    USAGE = 2
+    NOT_AN_IMAGE = 3  # or unsupported, or damaged
+    INCOMPLETE = 4
+    PASSWORD = 5
+    REFUSED = 6
+    INPUT_OUTPUT = 7
+    INTERRUPTED = 130
+
+
+ImageArgument = Annotated[
+    Path, typer.Argument(metavar="IMAGE", help="An image file; an incremental opens that point.")
+]
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="IMAGE|FOLDER", help="An image file, or a folder of backup sets.")
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        help="Take the password from the first line of this file; - is standard input."
+        f" Else it is taken from {PASSWORD_VARIABLE}, else asked for on a terminal.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def print_json(document: Any) -> None:
+    """Print a document; bytes of names that are no Unicode survive as surrogate escapes in ASCII."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+
+
+def given_password(password_file: Path | None) -> str | None:
+    """Return the password from the file or the environment, None when there is none."""
+    if password_file is None:
+        return os.environ.get(PASSWORD_VARIABLE)
+    try:
+        data = sys.stdin.buffer.read() if str(password_file) == "-" else password_file.read_bytes()
+    except OSError as error:
+        raise ReadError(error.strerror or str(error), path=password_file) from error
+    try:
+        return data.decode().split("\n", 1)[0].removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise PasswordError("the password is not UTF-8", path=password_file) from error
+
+
+@contextmanager
+def opened(path: Path, password_file: Path | None = None, *, ask: bool = True) -> Iterator[Source]:
+    """Open an image or folder and unlock it, with a password asked for on a terminal if need be.
+
+    With ``ask`` False, a source that is locked stays so.
+    """
+    if not path.exists():
+        raise typer.BadParameter(f"{path}: no such file or folder")
+    with imagefs.open(path) as source:
+        if source.is_encrypted:
+            password = given_password(password_file)
+            if password is None and ask and sys.stdin.isatty():
+                password = typer.prompt(f"Password for {path}", hide_input=True, err=True)
+            if password is not None:
+                source.unlock(password)
+        yield source
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """Show a bar of bytes on a terminal; nothing in a pipe."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal) as bar:
+        bar.add_task(what, total=None)
+        yield bar
+
+
+def message_of(error: BaseException) -> str:
+    """Return one line that says what went wrong."""
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror or error}"
+    elif isinstance(error, OSError):
+        text = error.strerror or str(error)
+    elif isinstance(error, (FormatError, MountError)):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error} (a fault of imagefs; --debug shows where)"
+    return " ".join(text.split())
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code that an error stands for."""
+    if isinstance(error, (FormatError, MountError)):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return ExitCode.USAGE
+    return ExitCode.INPUT_OUTPUT
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def name_text(name: str) -> str:
+    """Return a name that a terminal can show: control characters and undecodable bytes escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in name
+    )

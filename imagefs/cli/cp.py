@@ -1,0 +1,53 @@
+"""``imagefs cp``: copy files and directories out of an image."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from imagefs.cli.common import (
+    ExitCode,
+    PasswordFile,
+    SourceArgument,
+    errors,
+    name_text,
+    opened,
+    progress_bar,
+)
+from imagefs.copying import copy_out
+
+
+def cp(
+    source: SourceArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH … TARGET", help="Paths in the tree, then a folder or file to copy to."),
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    password_file: PasswordFile = None,
+) -> None:
+    """Copy files and directories, with all that is in them, out of an image.
+
+    Times, links and holes are kept. What is there already is left alone, and told, unless --overwrite is
+    given. A file that can't be read is told and the others are copied.
+
+    Example: imagefs cp 2394E9AA621DDC3A-00-00.mrimgx disk4/p1/readme.txt .
+
+    Exit codes: 0 · 2 · 3 · 4 · 5 · 7 when anything could not be copied.
+    """
+    if len(paths) < 2:
+        raise typer.BadParameter("give at least one path in the image, and the target")
+    *wanted, target = paths
+    with opened(source, password_file) as opened_source, progress_bar("copying") as bar:
+        result = copy_out(
+            opened_source.tree(),
+            wanted,
+            Path(target),
+            overwrite=overwrite,
+            progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    for failure in result.failures:
+        errors.print(f"imagefs: {escape(name_text(failure))}", soft_wrap=True)
+    if result.failures:
+        raise typer.Exit(ExitCode.INPUT_OUTPUT)

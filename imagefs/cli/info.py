@@ -1,0 +1,52 @@
+"""``imagefs info``: what one image file holds."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from formats.errors import NotAnImageError
+from imagefs.cli.common import ImageArgument, Json, opened, output, print_json, size_text
+from imagefs.report import info_document
+
+
+def info(image: ImageArgument, json: Json = False) -> None:
+    """Show what an image holds: its set, its disks and partitions. No password is needed.
+
+    Example: imagefs info 2394E9AA621DDC3A-00-00.mrimgx
+
+    Exit codes: 0, also when files of the set are missing · 2 · 3 · 7.
+    """
+    with opened(image, ask=False) as source:
+        if source.point is None:
+            raise NotAnImageError("a folder; imagefs points lists its sets", path=image)
+        document = info_document(source.sets[0], source.point)
+    if json:
+        print_json(document)
+        return
+    complete = "yes" if document["complete"] else f"[red]no[/red]: {escape(document['problem'])}"
+    rows = {
+        "format": document["format"],
+        "set": document["image_id"],
+        "file": f"number {document['file_number']}, increment {document['increment']}, {document['role']}",
+        "created": document["created"],
+        "complete": complete,
+        "encrypted": "yes" if document["encrypted"] else "no",
+        "compression": document["compression"],
+    }
+    for key, value in rows.items():
+        output.print(f"{key:<12} {value}")
+    for disk in document["disks"]:
+        output.print(
+            f"\n[bold]{disk['name']}[/bold]  {size_text(disk['size'])}, {disk['scheme']},"
+            f" {disk['sector_size']}-byte sectors"
+        )
+        table = Table("name", "file system", "label", "offset", "size", "blocks stored", box=None)
+        for part in disk["partitions"]:
+            table.add_row(
+                part["name"],
+                escape(part["file_system"]),
+                escape(part["label"]),
+                str(part["offset"]),
+                size_text(part["size"]),
+                f"{part['stored_blocks']} of {part['block_count']}",
+            )
+        output.print(table)

@@ -1,0 +1,21 @@
+"""``imagefs umount``: take a mount away."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mounters.controller import unmount
+
+
+def umount(
+    mountpoint: Annotated[Path, typer.Argument(help="Where something is mounted.")],
+    force: Annotated[bool, typer.Option("--force", help="Also when files are open there.")] = False,
+) -> None:
+    """Unmount, and wait until the mount is gone; also one whose process was killed.
+
+    Example: imagefs umount /mnt/backup
+
+    Exit codes: 0 · 2 · 6 nothing is mounted there · 7 it is in use.
+    """
+    unmount(mountpoint, force=force)

@@ -1,0 +1,243 @@
+"""Copying files and directories of a tree to a folder of the running system."""
+
+import errno
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from formats.blockreader import BlockReader
+from formats.errors import FormatError
+from imagefs.readahead import ReadAheadHandle
+from imagefs.tree import ImageTree
+from mounters.tree import Attributes, NodeType
+
+_STEP = 1 << 20  # bytes read at a time
+_WORKERS = 4  # files copied at once: two cores decode while others wait for the target
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass
+class CopyResult:
+    """What a copy did. ``failures`` has a line for each thing that was not copied."""
+
+    files: int = 0
+    bytes: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A node to copy, found in the tree."""
+
+    path: str  # in the tree
+    target: Path
+    attributes: Attributes
+
+
+class _Copy:
+    """One call of ``copy_out``."""
+
+    def __init__(self, tree: ImageTree, *, overwrite: bool, progress: Progress) -> None:
+        self.tree = tree
+        self.overwrite = overwrite
+        self.result = CopyResult()
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._progress = progress
+        self._total = 0
+        self._lock = threading.Lock()
+        self.directories: list[_Job] = []
+        self.files: list[_Job] = []
+
+    def fail(self, path: str, error: Exception) -> None:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        with self._lock:
+            self.result.failures.append(f"{path}: {reason}")
+
+    def done(self, size: int) -> None:
+        with self._lock:
+            self.result.bytes += size
+            self._progress(self.result.bytes, self._total)
+
+    def collect(self, job: _Job) -> None:
+        """Make the directories, and list what goes into them."""
+        waiting = [job]
+        while waiting:
+            job = waiting.pop()
+            if job.attributes.type is not NodeType.DIRECTORY:
+                self.files.append(job)
+                self._total += job.attributes.size
+                continue
+            try:
+                _make_directory(job.target)
+                entries = self.tree.entries_with_attributes(job.attributes.inode)
+            except (OSError, FormatError) as error:
+                self.fail(job.path, error)
+                continue
+            self.directories.append(job)
+            for entry, attributes in entries:
+                path = f"{job.path}/{entry.name}"
+                try:
+                    _check_name(entry.name)
+                    known = attributes or self.tree.attributes(entry.inode)  # which raises why it can't
+                except (OSError, FormatError) as error:
+                    self.fail(path, error)
+                else:
+                    waiting.append(_Job(path, job.target / entry.name, known))
+
+    def copy(self, job: _Job) -> None:
+        """Copy one file or link."""
+        try:
+            if job.attributes.type is NodeType.LINK:
+                self._link(job)
+            elif job.attributes.type is NodeType.FILE:
+                self._file(job)
+            else:
+                raise OSError(errno.EINVAL, "a device, socket or pipe is not copied")
+        except (OSError, FormatError, ValueError) as error:
+            self.fail(job.path, error)
+            return
+        with self._lock:
+            self.result.files += 1
+
+    def _link(self, job: _Job) -> None:
+        target = self.tree.read_link(job.attributes.inode)
+        self._refuse_existing(job.target)
+        scratch = job.target.with_name(f".{os.urandom(8).hex()}.imagefs")
+        scratch.symlink_to(target)
+        try:
+            self._put(scratch, job)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+    def _file(self, job: _Job) -> None:
+        self._refuse_existing(job.target)
+        reader = self.tree.open_reader(job.attributes.inode)
+        number, name = tempfile.mkstemp(prefix=".", suffix=".imagefs", dir=job.target.parent)
+        scratch = Path(name)
+        try:
+            with os.fdopen(number, "wb", buffering=0) as file:
+                self._write(reader, file.fileno())
+                if self.overwrite:
+                    os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
+            self._put(scratch, job)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+    def _write(self, reader: BlockReader, target: int) -> None:
+        """Write data runs; holes stay holes."""
+        with ReadAheadHandle(reader) as handle:
+            for extent in reader.extents():
+                if not extent.is_data:
+                    self.done(extent.length)
+                    continue
+                for offset in range(extent.offset, extent.end, _STEP):
+                    data = memoryview(handle.read(offset, min(_STEP, extent.end - offset)))
+                    size, position = len(data), offset
+                    while data:
+                        written = os.pwrite(target, data, position)
+                        data, position = data[written:], position + written
+                    self.done(size)
+        os.ftruncate(target, reader.size)
+
+    def _put(self, scratch: Path, job: _Job) -> None:
+        """Give a finished file its times and its name."""
+        is_link = job.attributes.type is NodeType.LINK
+        if not is_link:
+            scratch.chmod((job.attributes.mode | stat.S_IWUSR) & 0o777 & ~self._umask)
+        _set_times(scratch, job.attributes)
+        if self.overwrite:
+            scratch.replace(job.target)
+        elif is_link:
+            self._refuse_existing(job.target)
+            scratch.rename(job.target)
+        else:
+            # A link, unlike a rename, fails when someone has put a file there meanwhile.
+            try:
+                os.link(scratch, job.target)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                self._refuse_existing(job.target)
+                scratch.rename(job.target)
+            else:
+                scratch.unlink()
+
+    def _refuse_existing(self, target: Path) -> None:
+        if not self.overwrite and os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "is there already; --overwrite replaces it", str(target))
+
+
+def copy_out(
+    tree: ImageTree,
+    paths: Sequence[str],
+    target: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> CopyResult:
+    """Copy nodes of a tree, directories with all that is in them.
+
+    ``target`` is a directory to copy into, or, for one path, a name that is not there yet or a file to
+    replace. Times, symbolic links and holes are kept. Each file is written under a temporary name in its
+    folder and renamed; what is there is never replaced unless ``overwrite``. What can't be copied is
+    told in the result, and the rest goes on. Raises OSError when a path is not in the tree or the target
+    is no place for it.
+    """
+    copy = _Copy(tree, overwrite=overwrite, progress=progress)
+    into = target.is_dir()
+    if not into and len(paths) > 1:
+        raise NotADirectoryError(
+            errno.ENOTDIR, "several things can only be copied into a folder", str(target)
+        )
+    if not into and not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+    jobs = []
+    for path in paths:
+        attributes = tree.attributes(tree.resolve(path))
+        name = path.rstrip("/").rpartition("/")[2]
+        jobs.append(_Job(path.strip("/"), target / name if into else target, attributes))
+    for job in jobs:
+        copy.collect(job)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            futures: list[Future[None]] = [pool.submit(copy.copy, job) for job in copy.files]
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for job in reversed(copy.directories):  # the innermost first: what comes into one changes its time
+        with suppress(OSError):
+            _set_times(job.target, job.attributes)
+    return copy.result
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory, or use the one that is there; never one behind a link."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise
+
+
+def _check_name(name: str) -> None:
+    """Refuse names that would lead elsewhere: a damaged or hostile file system can hold them."""
+    separators = {"/", os.sep, os.altsep, "\0"} - {None}
+    if name in ("", ".", "..") or any(char in name for char in separators if char):
+        raise OSError(errno.EINVAL, "the name can't be used in a file system here")
+
+
+def _set_times(path: Path, attributes: Attributes) -> None:
+    with suppress(NotImplementedError, OverflowError):
+        os.utime(path, ns=(attributes.accessed, attributes.modified), follow_symlinks=False)

@@ -1,0 +1,136 @@
+"""What ``info``, ``points``, ``ls`` and ``verify`` report, as documents of stable keys."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from formats.container import BadBlock, Container, Disk, Partition, Point
+from formats.errors import FormatError
+from imagefs.source import Source
+from imagefs.tree import own_number
+from mounters.tree import Attributes
+
+
+def time_text(nanoseconds: int) -> str:
+    """Return ISO 8601 in UTC, with as many digits of a second as are there."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    fraction = f".{rest:09}".rstrip("0").rstrip(".") if rest else ""
+    try:
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"@{seconds}{fraction}"  # beyond the calendar
+    return f"{text}{fraction}Z"
+
+
+def _created(point: Point) -> str:
+    return point.created.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def info_document(container: Container, point: Point) -> dict[str, Any]:
+    """Return what ``info`` tells of a point; counts of an incomplete one are its own file's."""
+    return {
+        "format": container.format,
+        "path": str(point.path),
+        "image_id": point.image_id,
+        "file_number": point.file_number,
+        "increment": point.increment,
+        "role": str(point.role),
+        "created": _created(point),
+        "complete": point.problem is None,
+        "missing_files": list(point.missing_files),
+        "problem": str(point.problem) if point.problem is not None else None,
+        "encrypted": point.encrypted,
+        "compression": point.compression,
+        "disks": [_disk_document(disk) for disk in point.disks],
+    }
+
+
+def _disk_document(disk: Disk) -> dict[str, Any]:
+    return {
+        "number": disk.number,
+        "name": disk.name,
+        "size": disk.size,
+        "scheme": disk.scheme,
+        "sector_size": disk.sector_size,
+        "partitions": [_partition_document(partition) for partition in disk.partitions],
+    }
+
+
+def _partition_document(partition: Partition) -> dict[str, Any]:
+    return {
+        "number": partition.number,
+        "name": partition.name,
+        "offset": partition.offset,
+        "size": partition.size,
+        "file_system": partition.file_system,
+        "label": partition.label,
+        "block_size": partition.block_size,
+        "stored_blocks": partition.stored_blocks(),
+        "block_count": partition.block_count,
+    }
+
+
+def points_document(source: Source) -> dict[str, Any]:
+    """Return every set and point of a folder, or of the set that an image file belongs to."""
+    return {
+        "sets": [
+            {
+                "image_id": container.image_id,
+                "encrypted": container.is_encrypted,
+                "points": [_point_document(point) for point in container.points],
+            }
+            for container in source.sets
+        ],
+        "unreadable": [
+            {"path": str(path), "reason": error.what} for path, error in source.unreadable.items()
+        ],
+    }
+
+
+def _point_document(point: Point) -> dict[str, Any]:
+    return {
+        "path": str(point.path),
+        "name": point.name,
+        "increment": point.increment,
+        "file_number": point.file_number,
+        "role": _role(point),
+        "created": _created(point),
+        "stored_bytes": point.stored_bytes,
+        "complete": point.problem is None,
+        "encrypted": point.encrypted,
+        "reason": _reason(point),
+    }
+
+
+def _role(point: Point) -> str | None:
+    try:
+        return str(point.role)
+    except FormatError:
+        return None
+
+
+def _reason(point: Point) -> str | None:
+    """Return why a point can't be read now."""
+    if point.problem is not None:
+        return str(point.problem.what)
+    try:
+        point.require_key()
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def entry_document(name: str, attributes: Attributes) -> dict[str, Any]:
+    """Return what ``ls`` tells of a node."""
+    return {
+        "name": name,
+        "type": str(attributes.type),
+        "size": attributes.size,
+        "modified": time_text(attributes.modified),
+        "created": time_text(attributes.created),
+        "inode": own_number(attributes.inode),
+    }
+
+
+def bad_document(bad: BadBlock) -> dict[str, Any]:
+    """Return what ``verify`` tells of something wrong."""
+    return {"file": str(bad.file), "partition": bad.partition, "block": bad.block, "reason": bad.reason}

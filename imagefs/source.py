@@ -1,0 +1,95 @@
+"""What IMAGE or FOLDER names: the front door for the command line and for programs."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import formats
+from formats.container import Container, Point
+from formats.errors import FormatError, NotAnImageError, PasswordError
+from imagefs.tree import ImageTree
+
+
+class Source:
+    """An opened image file, with the set it belongs to, or an opened folder with its sets.
+
+    ``point`` is the backup point that an image file names, None for a folder. ``unreadable`` tells the
+    files of a folder that look like images and can't be understood, each with the reason.
+    """
+
+    def __init__(self, path: Path, sets: Sequence[Container], unreadable: Mapping[Path, FormatError]) -> None:
+        self.path = path
+        self.sets = sets
+        self.unreadable = unreadable
+        self.is_folder = path.is_dir()
+
+    @property
+    def point(self) -> Point | None:
+        """The point that an image file names."""
+        return None if self.is_folder else self.sets[0].point
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether a password is needed for any of it."""
+        return any(container.is_encrypted for container in self.sets)
+
+    def unlock(self, password: str) -> None:
+        """Make encrypted sets readable; raises PasswordError when the password fits none of them."""
+        encrypted = [container for container in self.sets if container.is_encrypted]
+        errors: list[PasswordError] = []
+        for container in encrypted:
+            try:
+                container.unlock(password)
+            except PasswordError as error:
+                errors.append(error)
+        if encrypted and len(errors) == len(encrypted):
+            raise errors[0]
+
+    def tree(self, volume: str = "") -> ImageTree:
+        """Return the tree of the point, or of the folder; ``volume`` ("disk4/p1") roots it there.
+
+        Raises FormatError when the point can't be read, OSError when there is no such volume.
+        """
+        tree = ImageTree.of_point(self.point) if self.point is not None else ImageTree.of_sets(self.sets)
+        if volume:
+            tree.set_root(volume)
+        return tree
+
+    def close(self) -> None:
+        """Close all files."""
+        for container in self.sets:
+            container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(path: str | os.PathLike[str], password: str | None = None) -> Source:
+    """Open an image file or a folder of images; headers only.
+
+    Raises FormatError (``formats.errors``): NotAnImageError, DamagedError, UnsupportedError when a file
+    can't be understood, ReadError when it can't be read, PasswordError when the password is wrong. An
+    incomplete point opens; reading it raises IncompleteSetError.
+    """
+    where = Path(path)
+    if where.is_dir():
+        sets, unreadable = formats.open_folder(where)
+        if not sets and not unreadable:
+            raise NotAnImageError("no image in this folder", path=where)
+        source = Source(where, sets, unreadable)
+    else:
+        source = Source(where, [formats.open_container(where)], {})
+    if password is not None:
+        try:
+            source.unlock(password)
+        except BaseException:
+            source.close()
+            raise
+    return source

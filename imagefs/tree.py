@@ -1,0 +1,307 @@
+"""The one tree: what ``ls``, ``cat``, ``cp``, every mount and every view show.
+
+A point shows ``disk4.raw``, ``disk4/p1.raw`` and, where a file system is recognised, ``disk4/p1/…``. A
+folder shows its sets, each with its readable points. Inode numbers are ``volume << 48 | own number``:
+volume 0 is what is made here, the others are file systems with their own inode numbers.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from formats.blockreader import BlockReader
+from formats.container import Container, Disk, Partition, Point
+from formats.errors import FormatError
+from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.readahead import ReadAheadHandle
+from mounters.tree import (
+    Attributes,
+    Entry,
+    Handle,
+    NodeType,
+    Tree,
+    is_a_directory,
+    not_a_directory,
+    not_found,
+)
+
+_VOLUME_SHIFT = 48
+_OWN = (1 << _VOLUME_SHIFT) - 1
+
+
+@dataclass(eq=False)
+class _Directory:
+    """A directory that is made here; its entries are made when they are first asked for."""
+
+    inode: int
+    created: int  # nanoseconds
+    load: "Callable[[], Mapping[str, _Node]]"
+    children: "Mapping[str, _Node] | None" = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(eq=False)
+class _Raw:
+    """A disk or partition as bytes."""
+
+    inode: int
+    created: int
+    size: int
+    open: Callable[[], BlockReader]
+
+
+@dataclass(eq=False)
+class _Volume:
+    """A directory that is the root of a file system, or tells why it can't be shown."""
+
+    inode: int  # made here; where there is a file system, its own root is shown instead
+    created: int
+    number: int = 0  # of the volume
+    file_system: FileSystem | None = None
+    problem: FormatError | None = None
+
+
+_Node = _Directory | _Raw | _Volume
+
+
+@dataclass(eq=False)
+class ImageTree(Tree):
+    """A tree of disks, partitions and files. Safe from several threads."""
+
+    _nodes: dict[int, _Node] = field(default_factory=dict)  # volume 0, by own number
+    _volumes: dict[int, FileSystem] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _total: int = 0
+
+    @classmethod
+    def of_point(cls, point: Point) -> "ImageTree":
+        """Return the tree of one backup point; raises FormatError when it can't be read."""
+        if point.problem is not None:
+            raise point.problem
+        point.require_key()
+        tree = cls()
+        tree._total = sum(disk.size for disk in point.disks)
+        tree.root = tree._add_directory(point, partial(tree._load_point, point)).inode
+        return tree
+
+    @classmethod
+    def of_sets(cls, sets: Sequence[Container]) -> "ImageTree":
+        """Return the tree of a folder's sets. Points that can't be read are left out."""
+        tree = cls()
+        readable = {container: readable_points(container) for container in sets}
+        shown: dict[str, _Node] = {
+            container.image_id: tree._add_directory(points[-1], partial(tree._load_set, points))
+            for container, points in readable.items()
+            if points
+        }
+        tree._total = sum(disk.size for points in readable.values() for p in points[-1:] for disk in p.disks)
+        created = max((node.created for node in shown.values()), default=0)
+        root = _Directory(0, created, lambda: shown)
+        tree.root = tree._add(root).inode
+        return tree
+
+    def set_root(self, path: str) -> None:
+        """Make a directory of the tree its root; ENOENT and ENOTDIR as ``resolve`` raises them."""
+        inode = self.resolve(path)
+        if self.attributes(inode).type is not NodeType.DIRECTORY:
+            raise not_a_directory(path)
+        self.root = inode
+
+    # What is made here
+
+    def _add(self, node: _Node) -> "_Node":
+        with self._lock:
+            node.inode = len(self._nodes) + 1
+            self._nodes[node.inode] = node
+            return node
+
+    def _add_directory(self, point: Point, load: "Callable[[], Mapping[str, _Node]]") -> "_Node":
+        return self._add(_Directory(0, _nanoseconds(point), load))
+
+    def _load_set(self, points: Sequence[Point]) -> "Mapping[str, _Node]":
+        return {point.name: self._add_directory(point, partial(self._load_point, point)) for point in points}
+
+    def _load_point(self, point: Point) -> "Mapping[str, _Node]":
+        children: dict[str, _Node] = {}
+        for disk in point.disks:
+            children[disk.name] = self._add_directory(point, partial(self._load_disk, point, disk))
+            raw = _Raw(0, _nanoseconds(point), disk.size, disk.reader)
+            children[f"{disk.name}.raw"] = self._add(raw)
+        return children
+
+    def _load_disk(self, point: Point, disk: Disk) -> "Mapping[str, _Node]":
+        children: dict[str, _Node] = {}
+        for partition in disk.partitions:
+            raw = _Raw(0, _nanoseconds(point), partition.size, partition.reader)
+            children[f"{partition.name}.raw"] = self._add(raw)
+            volume = self._load_volume(point, disk, partition)
+            if volume is not None:
+                children[partition.name] = self._add(volume)
+        return children
+
+    def _load_volume(self, point: Point, disk: Disk, partition: Partition) -> _Volume | None:
+        """Return a partition's file system. Damage under it shows as a directory that says so."""
+        try:
+            file_system = open_file_system(partition.reader(), disk.sector_size)
+        except FormatError as error:
+            return _Volume(0, _nanoseconds(point), problem=error)
+        if file_system is None:
+            return None
+        with self._lock:
+            number = len(self._volumes) + 1
+            self._volumes[number] = file_system
+        return _Volume(0, _nanoseconds(point), number, file_system)
+
+    def _children(self, directory: _Directory) -> "Mapping[str, _Node]":
+        with directory.lock:
+            if directory.children is None:
+                directory.children = directory.load()
+            return directory.children
+
+    @staticmethod
+    def _inode_of(node: "_Node") -> int:
+        """Return the number that a node is shown under: a volume's root has its file system's."""
+        if isinstance(node, _Volume) and node.file_system is not None:
+            return node.number << _VOLUME_SHIFT | node.file_system.root
+        return node.inode
+
+    # The Tree contract
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return a node's attributes."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if volume:
+            return replace(self._volume(volume).attributes(own), inode=inode)
+        return self._attributes_of(self._node(own))
+
+    def _attributes_of(self, node: "_Node") -> Attributes:
+        kind, size, mode, links = NodeType.DIRECTORY, 0, 0o555, 2
+        allocated = None
+        if isinstance(node, _Raw):
+            kind, size, mode, links = NodeType.FILE, node.size, 0o444, 1
+        time = node.created
+        return Attributes(
+            self._inode_of(node),
+            kind,
+            size,
+            mode,
+            links,
+            modified=time,
+            accessed=time,
+            changed=time,
+            created=time,
+            allocated=allocated,
+        )
+
+    def entries(self, inode: int) -> Sequence[Entry]:
+        """Return a directory's entries."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if volume:
+            found = self._volume(volume).entries(own)
+            return [Entry(name, volume << _VOLUME_SHIFT | at, kind) for name, at, kind in found]
+        return [
+            Entry(name, self._inode_of(node), NodeType.FILE if isinstance(node, _Raw) else NodeType.DIRECTORY)
+            for name, node in self._children(self._directory(own)).items()
+        ]
+
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
+        """Return a directory's entries with their attributes; None where they can't be read."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if not volume:
+            return super().entries_with_attributes(inode)
+        high = volume << _VOLUME_SHIFT
+        return [
+            (
+                entry._replace(inode=high | entry.inode),
+                replace(known, inode=high | known.inode) if known is not None else None,
+            )
+            for entry, known in self._volume(volume).entries_with_attributes(own)
+        ]
+
+    def lookup(self, inode: int, name: str) -> int:
+        """Return the inode number of a name in a directory."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if volume:
+            return volume << _VOLUME_SHIFT | self._volume(volume).lookup(own, name)
+        node = self._children(self._directory(own)).get(name)
+        if node is None:
+            raise not_found(name)
+        return self._inode_of(node)
+
+    def read_link(self, inode: int) -> str:
+        """Return a symbolic link's target."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if not volume:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self._volume(volume).read_link(own)
+
+    def open(self, inode: int) -> Handle:
+        """Open a file for reading."""
+        return ReadAheadHandle(self.open_reader(inode))
+
+    def open_reader(self, inode: int) -> BlockReader:
+        """Return a file's data with its holes; raises FormatError when it can't be had."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if volume:
+            return self._volume(volume).open(own)
+        node = self._node(own)
+        if isinstance(node, _Raw):
+            return node.open()
+        raise is_a_directory("")
+
+    def size(self) -> int:
+        """Return the bytes of the disks shown."""
+        return self._total
+
+    def file_system(self, inode: int) -> FileSystem | None:
+        """Return the file system that a node is in, if it is in one."""
+        return self._volumes.get(inode >> _VOLUME_SHIFT)
+
+    def close(self) -> None:
+        """Release the file systems."""
+        for volume in self._volumes.values():
+            volume.close()
+
+    def _volume(self, volume: int) -> FileSystem:
+        try:
+            return self._volumes[volume]
+        except KeyError:
+            raise not_found(f"volume {volume}") from None
+
+    def _node(self, own: int) -> "_Node":
+        try:
+            return self._nodes[own]
+        except KeyError:
+            raise not_found(f"inode {own}") from None
+
+    def _directory(self, own: int) -> _Directory:
+        node = self._node(own)
+        if isinstance(node, _Volume) and node.problem is not None:
+            raise node.problem
+        if not isinstance(node, _Directory):
+            raise not_a_directory("")
+        return node
+
+
+def readable_points(container: Container) -> Sequence[Point]:
+    """Return the points of a set that can be read now."""
+    points = []
+    for point in container.points:
+        if point.problem is None:
+            with suppress(FormatError):
+                point.require_key()
+                points.append(point)
+    return points
+
+
+def own_number(inode: int) -> int:
+    """Return the inode number that a node has in its own file system."""
+    return inode & _OWN
+
+
+def _nanoseconds(point: Point) -> int:
+    return int(point.created.timestamp()) * 1_000_000_000
