@@ -1,0 +1,492 @@
+"""NTFS against what ntfs-3g shows of the same volume."""
+
+import errno
+import hashlib
+import os
+import random
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fixtures.tools import MissingToolError, fuse_mount, run
+from formats.blockreader import BlockReader, BytesReader, FileReader
+from formats.errors import DamagedBlockError, DamagedError, FormatError, UnsupportedError
+from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs_layout import IN_USE, parse_record
+from imagefs.filesystems.ntfs_quick import quick_node
+from imagefs.filesystems.runs import Run, RunsReader
+from mounters.tree import NodeType
+
+
+class FailingReader(BlockReader):
+    """A reader that fails where ``bad`` says so, as a damaged block does."""
+
+    def __init__(self, lower: BlockReader, *bad: tuple[int, int]) -> None:
+        super().__init__(lower.size)
+        self.lower = lower
+        self.bad = list(bad)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        for start, size in self.bad:
+            if offset < start + size and start < offset + length:
+                raise DamagedBlockError("bad hash", path=Path("x.mrimgx"), partition="disk1/p1", block=start)
+        return self.lower.read_at(offset, length)
+
+
+def pattern(seed: int, size: int) -> bytes:
+    """Return bytes that differ at every position."""
+    return random.Random(seed).randbytes(size)
+
+
+def text(lines: int) -> bytes:
+    """Return bytes that compress well and still differ by position."""
+    return b"".join(b"line %d of a text that repeats itself %d\n" % (n, n * n % 977) for n in range(lines))
+
+
+def fill_ntfs(root: Path) -> None:
+    (root / "resident.txt").write_bytes(b"hello world\n")
+    (root / "empty").write_bytes(b"")
+    (root / "plain.bin").write_bytes(pattern(1, 3_000_001))
+    for name in ("sparse.bin", "tail.bin"):
+        with (root / name).open("wb") as file:
+            if name == "sparse.bin":
+                file.seek(5_000_000)
+            file.write(pattern(2, 70_000))
+            file.truncate(9_000_000)
+    fragments(root)
+    compressed = root / "compressed"
+    compressed.mkdir()
+    os.setxattr(compressed, "system.ntfs_attrib_be", (0x810).to_bytes(4, "big"))
+    (compressed / "text.txt").write_bytes(text(30_000))
+    (compressed / "random.bin").write_bytes(pattern(3, 500_000))
+    (compressed / "mixed.bin").write_bytes(text(3000) + pattern(4, 200_000) + bytes(300_000) + text(99))
+    with (compressed / "holes.bin").open("wb") as file:
+        file.write(text(4000))
+        file.seek(2_000_000)
+        file.write(text(5000))
+    folder = root / "folder"
+    folder.mkdir()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "file").write_bytes(pattern(5, 4097))
+    os.link(root / "plain.bin", folder / "hard link")
+    (folder / "relative").symlink_to("../resident.txt")
+    (folder / "absolute").symlink_to("/somewhere/else/ä")
+    names = root / "names"
+    names.mkdir()
+    for name in (
+        "n" * 255,
+        "😀" * 127,
+        "ä ö ü",
+        "Case",
+        "case",
+        "CASE",
+        "trailing.",
+        "semi;colon",
+        "日本語.txt",
+        "\x01",
+    ):
+        (names / name).write_bytes(name.encode())
+    many = root / "many"
+    many.mkdir()
+    for number in range(3000):
+        (many / f"file number {number:05}.dat").write_bytes(b"%d" % number)
+    for number in range(0, 3000, 3):
+        (many / f"file number {number:05}.dat").unlink()
+    listed = root / "names" / "many links"
+    listed.write_bytes(pattern(6, 100_000))
+    for number in range(40):  # more names than a record holds: an attribute list
+        os.link(listed, names / f"another rather long name of the same file {number:03}")
+    for name, time in (("empty", -(10**9) * 86400 * 365 * 30 + 700), ("resident.txt", 1234567890_1234567_00)):
+        os.utime(root / name, ns=(time, time))
+    os.utime(root / "tail.bin", ns=(0, 4_300_000_000_000_000_100))
+
+
+def fragments(root: Path) -> None:
+    """Write two files in turns, so that neither lies in one piece, nor its runs in one record."""
+    for name in ("fragmented.bin", "filler.bin"):
+        (root / name).write_bytes(b"")
+    for number in range(900):
+        for name in ("fragmented.bin", "filler.bin"):
+            with (root / name).open("ab") as file:
+                file.write(pattern(number, 4096 * (1 + number % 3)))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+@pytest.fixture(scope="module")
+def ntfs_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build an NTFS volume with every kind of file that ntfs-3g writes."""
+    folder = tmp_path_factory.mktemp("ntfs")
+    image, mount = folder / "ntfs.img", folder / "mnt"
+    with image.open("wb") as file:
+        file.truncate(200 << 20)
+    try:
+        run("mkntfs", "-q", "-F", "-f", "-L", "Größe 😀", image)
+        with fuse_mount(
+            folder / "mnt", "ntfs-3g", "-o", "no_detach,compression", image, folder / "mnt"
+        ) as root:
+            fill_ntfs(root)
+    except MissingToolError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    return image
+
+
+@pytest.fixture(scope="module")
+def ntfs_mount(ntfs_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Mount the volume with ntfs-3g."""
+    folder = tmp_path_factory.mktemp("ntfs3g") / "mnt"
+    with fuse_mount(folder, "ntfs-3g", "-o", "no_detach,ro,norecover", ntfs_image, folder) as root:
+        yield root
+
+
+@pytest.fixture
+def volume(ntfs_image: Path) -> Iterator[NtfsFileSystem]:
+    with FileReader(ntfs_image) as reader:
+        opened = open_file_system(reader)
+        assert isinstance(opened, NtfsFileSystem)
+        yield opened
+
+
+def resolve(volume: FileSystem, path: str) -> int:
+    inode = volume.root
+    for name in path.split("/"):
+        inode = volume.lookup(inode, name)
+    return inode
+
+
+def walk(volume: FileSystem, inode: int, path: str = "") -> Iterator[tuple[str, int]]:
+    for entry, attributes in volume.entries_with_attributes(inode):
+        assert entry.type is attributes.type
+        assert entry.inode == attributes.inode
+        yield path + entry.name, entry.inode
+        if entry.type is NodeType.DIRECTORY:
+            yield from walk(volume, entry.inode, path + entry.name + "/")
+
+
+def test_names_the_volume(volume: NtfsFileSystem) -> None:
+    assert (volume.kind, volume.label, volume.block_size) == ("NTFS", "Größe 😀", 4096)
+
+
+def test_same_names(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
+    theirs = sorted(str(path.relative_to(ntfs_mount)) for path in ntfs_mount.rglob("*"))
+    assert sorted(path for path, _ in walk(volume, volume.root)) == theirs
+
+
+def test_same_attributes(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
+    for path, inode in walk(volume, volume.root):
+        ours, theirs = volume.attributes(inode), (ntfs_mount / path).lstat()
+        assert ours.inode == theirs.st_ino, path
+        assert (ours.type is NodeType.DIRECTORY) == stat.S_ISDIR(theirs.st_mode), path
+        assert (ours.type is NodeType.LINK) == stat.S_ISLNK(theirs.st_mode), path
+        assert ours.size == theirs.st_size or ours.type is NodeType.DIRECTORY, path
+        assert ours.links == theirs.st_nlink, path
+        if path != "empty":  # before 1970 ntfs-3g drops the fraction
+            assert ours.modified == theirs.st_mtime_ns, path
+            assert ours.accessed == theirs.st_atime_ns, path
+        assert ours.changed == theirs.st_ctime_ns, path
+        if ours.type is NodeType.FILE:
+            assert ours.allocated == theirs.st_blocks * 512 or ours.size < 1024, path
+
+
+def test_times_are_exact(volume: NtfsFileSystem) -> None:
+    assert volume.attributes(resolve(volume, "empty")).modified == -(10**9) * 86400 * 365 * 30 + 700
+    assert volume.attributes(resolve(volume, "resident.txt")).modified == 1234567890_1234567_00
+    assert volume.attributes(resolve(volume, "tail.bin")).modified == 4_300_000_000_000_000_100
+
+
+def test_same_bytes_and_links(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
+    for path, inode in walk(volume, volume.root):
+        kind = volume.attributes(inode).type
+        if kind is NodeType.LINK:
+            assert volume.read_link(inode) == str((ntfs_mount / path).readlink())
+        elif kind is NodeType.FILE:
+            reader = volume.open(inode)
+            theirs = (ntfs_mount / path).read_bytes()
+            assert (
+                hashlib.sha256(reader.read_at(0, reader.size)).digest() == hashlib.sha256(theirs).digest()
+            ), path
+
+
+FILES = [
+    "plain.bin",
+    "sparse.bin",
+    "tail.bin",
+    "fragmented.bin",
+    "resident.txt",
+    "compressed/text.txt",
+    "compressed/random.bin",
+    "compressed/mixed.bin",
+    "compressed/holes.bin",
+    "names/many links",
+]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_random_reads(volume: NtfsFileSystem, ntfs_mount: Path, path: str) -> None:
+    content = (ntfs_mount / path).read_bytes()
+    reader = volume.open(resolve(volume, path))
+    assert reader.size == len(content)
+    generator = random.Random(path)
+    for _ in range(500):
+        offset = generator.choice(
+            (generator.randrange(len(content)), generator.randrange(0, len(content), 4096))
+        )
+        offset = max(0, min(len(content), offset + generator.choice((0, 0, -1, 1))))
+        length = min(len(content) - offset, generator.choice((1, 100, 4096, 5000, 70_000)))
+        assert reader.read_at(offset, length) == content[offset : offset + length]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_holes_are_zeros(volume: NtfsFileSystem, path: str) -> None:
+    reader = volume.open(resolve(volume, path))
+    end = 0
+    for extent in reader.extents():
+        assert extent.offset == end
+        end = extent.end
+        if not extent.is_data:
+            assert not any(reader.read_at(extent.offset, extent.length))
+    assert end == reader.size
+    stored = sum(extent.length for extent in reader.extents() if extent.is_data)
+    assert path not in ("sparse.bin", "tail.bin") or 70_000 <= stored < 200_000
+
+
+def test_quick_attributes_are_the_parsed_ones(volume: NtfsFileSystem) -> None:
+    compared = 0
+    for number in range(volume._mft.size // volume._boot.record_size):
+        raw = volume._raw_record(number)
+        if raw[:4] != b"FILE":
+            continue
+        quick = quick_node(raw, number)
+        if quick is not None:
+            compared += 1
+            assert quick == volume._node_of(parse_record(raw, number))
+    assert compared > 2000
+
+
+def test_hidden_files_are_found(volume: NtfsFileSystem) -> None:
+    names = {entry.name for entry in volume.entries(volume.root)}
+    assert not names & {"$MFT", "$Bitmap", "$Extend", ".", "..", "$OrphanFiles"}
+    inode = volume.lookup(volume.root, "$MFT")
+    assert inode == 0
+    reader = volume.open(inode)
+    assert reader.read_at(0, 4) == b"FILE"
+
+
+def test_names_are_compared_exactly(volume: NtfsFileSystem) -> None:
+    names = resolve(volume, "names")
+    assert len({volume.lookup(names, name) for name in ("Case", "case", "CASE")}) == 3
+    for name in ("cAse", "", "ä ö"):
+        with pytest.raises(FileNotFoundError):
+            volume.lookup(names, name)
+
+
+def test_wrong_kinds(volume: NtfsFileSystem) -> None:
+    file, folder = resolve(volume, "plain.bin"), resolve(volume, "folder")
+    with pytest.raises(NotADirectoryError):
+        volume.entries(file)
+    with pytest.raises(IsADirectoryError):
+        volume.open(folder)
+    with pytest.raises(OSError, match="Invalid") as caught:
+        volume.read_link(file)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_threads(ntfs_image: Path, ntfs_mount: Path) -> None:
+    digests = {path: hashlib.sha256((ntfs_mount / path).read_bytes()).digest() for path in FILES}
+    with FileReader(ntfs_image) as reader:
+        volume = open_file_system(reader)
+        assert volume is not None
+
+        def work(seed: int) -> None:
+            generator = random.Random(seed)
+            for path in generator.sample(FILES, len(FILES)):
+                file = volume.open(resolve(volume, path))
+                data = b"".join(
+                    file.read_at(at, min(50_000, file.size - at)) for at in range(0, file.size, 50_000)
+                )
+                assert hashlib.sha256(data).digest() == digests[path]
+                assert len(volume.entries(resolve(volume, "many"))) == 2000
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+
+
+# damage
+
+
+def patched(image: Path, inode: int, change: Callable[[bytearray], None]) -> FileSystem:
+    """Return the volume with one file record changed, its fixups kept."""
+    data = bytearray(image.read_bytes())
+    with FileReader(image) as reader:
+        volume = NtfsFileSystem(reader)
+        at = next(
+            run[2] + inode % 4 * 1024
+            for run in volume._mft._parts(inode // 4 * 4096, 4096)  # type: ignore[attr-defined]
+        )
+    record = bytearray(data[at : at + 1024])
+    place = struct.unpack_from("<H", record, 4)[0]
+    for sector in (1, 2):
+        record[sector * 512 - 2 : sector * 512] = record[place + 2 * sector : place + 2 * sector + 2]
+    change(record)
+    for sector in (1, 2):
+        record[place + 2 * sector : place + 2 * sector + 2] = record[sector * 512 - 2 : sector * 512]
+        record[sector * 512 - 2 : sector * 512] = record[place : place + 2]
+    data[at : at + 1024] = record
+    opened = open_file_system(BytesReader(bytes(data)))
+    assert opened is not None
+    return opened
+
+
+def data_attribute(record: bytearray) -> int:
+    position = struct.unpack_from("<H", record, 20)[0]
+    while struct.unpack_from("<I", record, position)[0] != 0x80:
+        position += struct.unpack_from("<I", record, position + 4)[0]
+    return int(position)
+
+
+def test_bytes_beyond_the_valid_length_are_zeros(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "plain.bin")
+    content = volume.open(inode).read_at(0, 3_000_001)
+
+    def shorten(record: bytearray) -> None:
+        struct.pack_into("<Q", record, data_attribute(record) + 56, 1_000_123)
+
+    reader = patched(ntfs_image, inode, shorten).open(inode)
+    assert reader.read_at(0, reader.size) == content[:1_000_123] + bytes(3_000_001 - 1_000_123)
+    assert [extent.length for extent in reader.extents()] == [1_000_123, 3_000_001 - 1_000_123]
+
+
+def test_runs_before_the_volume(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "plain.bin")
+
+    def displace(record: bytearray) -> None:
+        at = data_attribute(record)
+        run = at + struct.unpack_from("<H", record, at + 32)[0]
+        record[run + (record[run] & 15) + (record[run] >> 4)] = 0x80
+
+    broken = patched(ntfs_image, inode, displace)
+    with pytest.raises(DamagedError, match="before the volume"):
+        broken.open(inode)
+
+
+def test_runs_outside_the_volume() -> None:
+    volume = BytesReader(bytes(10_000))
+    with pytest.raises(DamagedError, match="outside the volume"):
+        RunsReader(volume, [Run(4096, 0), Run(4096, 8192)], 8192)
+    assert RunsReader(volume, [Run(4096, 0), Run(4096, 8192)], 4096 + 1808).size == 5904
+    with pytest.raises(DamagedError, match="have a place"):
+        RunsReader(volume, [Run(4096, 0)], 4097)
+
+
+def test_size_beyond_the_runs(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "plain.bin")
+
+    def grow(record: bytearray) -> None:
+        struct.pack_into("<QQ", record, data_attribute(record) + 48, 3_100_000, 3_100_000)
+
+    broken = patched(ntfs_image, inode, grow)
+    with pytest.raises(DamagedError, match="have a place"):
+        broken.open(inode)
+
+
+def test_encrypted(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "plain.bin")
+
+    def encrypt(record: bytearray) -> None:
+        struct.pack_into("<H", record, data_attribute(record) + 12, 0x4000)
+
+    broken = patched(ntfs_image, inode, encrypt)
+    with pytest.raises(UnsupportedError, match="encrypted by EFS"):
+        broken.open(inode)
+
+
+def test_a_name_of_another_file(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "plain.bin")
+
+    def reuse(record: bytearray) -> None:
+        struct.pack_into("<H", record, 16, 99)
+
+    broken = patched(ntfs_image, inode, reuse)
+    with pytest.raises(DamagedError, match="another file"):
+        resolve(broken, "plain.bin")
+    assert resolve(broken, "tail.bin")
+
+
+def test_torn_record(volume: NtfsFileSystem, ntfs_image: Path) -> None:
+    inode = resolve(volume, "tail.bin")
+    data = bytearray(ntfs_image.read_bytes())
+    at = next(p[2] for p in volume._mft._parts(inode * 1024, 1024))  # type: ignore[attr-defined]
+    data[at + 511] ^= 1
+    broken = open_file_system(BytesReader(bytes(data)))
+    assert broken is not None
+    with pytest.raises(DamagedError, match=f"file record {inode}"):
+        resolve(broken, "tail.bin")
+    assert resolve(broken, "plain.bin")
+    assert "tail.bin" in [entry.name for entry in broken.entries(broken.root)]
+    with pytest.raises(DamagedError):
+        broken.entries_with_attributes(broken.root)
+
+
+def test_unreadable_ranges(ntfs_image: Path) -> None:
+    with FileReader(ntfs_image) as lower:
+        sound = NtfsFileSystem(lower)
+        many = resolve(sound, "many")
+        attributes = sound._all_attributes(sound._record(many))
+        index = next(a for a in attributes if a.type == 0xA0)
+        start = next(iter(sound._runs([index], ""))).start
+        assert start is not None
+        file = sound.open(resolve(sound, "fragmented.bin"))
+        middle = next(part[2] for part in file._parts(file.size // 2, 1))  # type: ignore[attr-defined]
+        packed = sound.open(resolve(sound, "compressed/text.txt"))
+        assert isinstance(packed, BlockReader)
+        broken = open_file_system(FailingReader(lower, (start, 1), (middle, 1)))
+        assert broken is not None
+        with pytest.raises(DamagedBlockError):
+            broken.entries(many)
+        with pytest.raises(DamagedBlockError):
+            broken.lookup(many, "file number 00001.dat")
+        reader = broken.open(resolve(broken, "fragmented.bin"))
+        with pytest.raises(DamagedBlockError):
+            reader.read_at(file.size // 2, 1)
+        assert reader.read_at(0, 5000) == file.read_at(0, 5000)
+        good = broken.open(resolve(broken, "plain.bin"))
+        assert good.read_at(0, good.size) == sound.open(resolve(sound, "plain.bin")).read_at(0, good.size)
+
+
+def test_unreadable_compressed_data(ntfs_image: Path) -> None:
+    with FileReader(ntfs_image) as lower:
+        sound = NtfsFileSystem(lower)
+        inode = resolve(sound, "compressed/text.txt")
+        data = [a for a in sound._all_attributes(sound._record(inode)) if a.type == 0x80]
+        start = next(iter(sound._runs(data, ""))).start
+        assert start is not None
+        content = sound.open(inode)
+        failing = FailingReader(lower)
+        broken = open_file_system(failing)
+        assert broken is not None
+        reader = broken.open(inode)
+        failing.bad.append((start, 1))
+        with pytest.raises(DamagedBlockError):
+            reader.read_at(0, 10)
+        failing.bad.clear()  # a failed read is not remembered as data
+        assert reader.read_at(0, 100_000) == content.read_at(0, 100_000)
+
+
+def test_every_record_is_parsed_or_free(volume: NtfsFileSystem) -> None:
+    for number in range(volume._mft.size // 1024):
+        raw = volume._raw_record(number)
+        if raw[:4] == b"FILE" and parse_record(raw, number).flags & IN_USE and number >= 24:
+            with pytest.raises(FormatError) if parse_record(raw, number).base else _nothing():
+                volume.attributes(number)
+
+
+class _nothing:  # noqa: N801
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
