@@ -47,6 +47,7 @@ __all__ = [
     "report_ready",
     "serve",
     "start_in_background",
+    "unavailable",
     "unmount",
     "wait_ready",
 ]
@@ -130,23 +131,28 @@ def _user_allow_other() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def _choose(options: MountOptions) -> str:
-    """Return the mechanism to use. Raises MountError with what to install."""
+def unavailable(options: MountOptions | None = None) -> str:
+    """Return why this process cannot mount in this way, and what to install; "" when it can."""
+    options = options or MountOptions()
     problem = _system_problem(options)
     if problem:
-        raise MountError(problem)
-    if options.mechanism == "auto":
-        reasons = mechanisms()
-        for name, reason in reasons.items():
-            if not reason:
-                return name
-        raise MountError("nothing to mount with: " + "; ".join(reasons.values()))
-    if options.mechanism not in MECHANISMS:
+        return problem
+    if options.mechanism != "auto":
+        return _missing(options.mechanism)
+    reasons = mechanisms().values()
+    return "nothing to mount with: " + "; ".join(reasons) if all(reasons) else ""
+
+
+def _choose(options: MountOptions) -> str:
+    """Return the name of the mechanism to use. Raises MountError with what to install."""
+    if options.mechanism != "auto" and options.mechanism not in MECHANISMS:
         raise MountError(f"no such mechanism: {options.mechanism}; there are {', '.join(MECHANISMS)}", 2)
-    reason = _missing(options.mechanism)
-    if reason:
-        raise MountError(reason)
-    return options.mechanism
+    problem = unavailable(options)
+    if problem:
+        raise MountError(problem)
+    if options.mechanism != "auto":
+        return options.mechanism
+    return next(name for name, reason in mechanisms().items() if not reason)
 
 
 class Mount:
