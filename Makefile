@@ -1,0 +1,54 @@
+# Everything goes through `make setup`, which installs what is missing and is safe to run again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
+	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs sleuthkit genisoimage attr
+PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
+	mke2fs fls genisoimage setfattr
+
+.PHONY: setup packages demo test bench lint format clean
+
+setup: packages $(VENV)/.installed
+
+packages:
+	@missing=""; for tool in $(PROBE); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	ls /usr/include/fuse3/fuse.h >/dev/null 2>&1 || missing="$$missing libfuse3"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing packages for:$$missing"; \
+		$(SUDO) apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(PACKAGES); \
+	fi
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "imagefs needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuse,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m tests.demo
+
+test: setup
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest
+
+bench: setup
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.benchmarks
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
