@@ -27,6 +27,7 @@ from mounters.mountpoints import (
     check_mountpoint,
     find_mount,
     is_mounted,
+    probe,
     real_path,
     set_read_ahead,
     unmount,
@@ -332,21 +333,8 @@ def wait_ready(mountpoint: str | os.PathLike[str], timeout: float = 30.0) -> Non
         if time.monotonic() > deadline:
             raise MountError(f"{path}: nothing is mounted after {timeout:.0f} seconds")
         time.sleep(_POLL)
-    answered: list[OSError | None] = []
-
-    def ask() -> None:
-        try:
-            os.stat(path)  # noqa: PTH116
-        except OSError as error:
-            answered.append(error)
-        else:
-            answered.append(None)
-
-    thread = threading.Thread(target=ask, name="mount-ready", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
-    if not answered:
+    number = probe(path, max(0.1, deadline - time.monotonic()))
+    if number is None:
         raise MountError(f"{path}: does not answer after {timeout:.0f} seconds")
-    error = answered[0]
-    if error is not None and error.errno != errno.EACCES:
-        raise MountError(f"{path}: {error.strerror}")
+    if number not in (0, errno.EACCES):
+        raise MountError(f"{path}: {os.strerror(number)}")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from mounters.errors import MountError, MountPointError
 
 LINUX = sys.platform.startswith("linux")
 _MOUNTS = Path("/proc/self/mountinfo")
-_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENXIO)
 _POLL = 0.01  # seconds
 
 
@@ -64,13 +65,30 @@ def is_mounted(path: str) -> bool:
         return True  # a dead mount
 
 
+def probe(path: str, timeout: float = 2.0) -> int | None:
+    """Ask the file system at a path and return 0, or the errno it fails with; None without an answer.
+
+    It is asked for its size, which kernels do not cache; attributes of a dead mount may still be there.
+    """
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            answers.append(error.errno or errno.EIO)
+        else:
+            answers.append(0)
+
+    thread = threading.Thread(target=ask, name="mount-probe", daemon=True)  # it may wait for ever
+    thread.start()
+    thread.join(timeout)
+    return answers[0] if answers else None
+
+
 def is_dead(path: str) -> bool:
-    """Tell whether the mount at a path has lost the process that served it. Blocks on a stuck mount."""
-    try:
-        os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        return error.errno in _DEAD
-    return False
+    """Tell whether the mount at a path has lost the process that served it."""
+    return probe(path) in _DEAD
 
 
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
