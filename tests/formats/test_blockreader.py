@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import pytest
 
-from formats import blockreader
 from formats.blockreader import (
     BlockCache,
     BlockReader,
@@ -153,7 +152,7 @@ def test_file_errors_are_read_errors(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(5, "Input/output error")
 
     with FileReader(tmp_path / "file") as reader:
-        monkeypatch.setattr(blockreader.os, "pread", fail)
+        monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(ReadError, match=r"Input/output error at 7\+3"):
             reader.read_at(7, 3)
         monkeypatch.undo()
@@ -169,6 +168,21 @@ def test_impossible_readers_are_refused() -> None:
     for placed in ([(0, lower), (99, lower)], [(101, lower)], [(-1, lower)]):
         with pytest.raises(ValueError, match="piece"):
             ConcatReader.from_placed(200, placed)
+
+
+class Uncached(BytesReader):
+    """Bytes that take input or decoding."""
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:  # type: ignore[override]
+        return None
+
+
+def test_read_cached_needs_every_piece() -> None:
+    reader = SliceReader(ConcatReader([BytesReader(b"abcd"), Uncached(b"efgh"), BytesReader(b"ijkl")]), 1, 10)
+    assert reader.read_cached(0, 3) == b"bcd"
+    assert reader.read_cached(7, 3) == b"ijk"
+    assert [reader.read_cached(*place) for place in ((0, 4), (3, 1), (6, 2), (0, 10))] == [None] * 4
+    assert reader.read_at(0, 10) == b"bcdefghijk"
 
 
 def test_extents_merge_only_neighbours() -> None:
