@@ -2,15 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
 from typing import Generic, Self, TypeVar
 
 from formats.blockreader import BlockReader
-from mounters.tree import Attributes, Entry
+from mounters.tree import Attributes, Entry, NodeType, not_a_directory, not_found
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+ENTRIES_KEPT = 200_000  # names in cached listings
+NODES_KEPT = 50_000
 
 
 class FileSystem(ABC):
@@ -98,3 +101,58 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         with self._lock:
             self._values.clear()
             self._weight = 0
+
+
+class CachedFileSystem(FileSystem):
+    """A file system that loads a directory or a node once, as long as they stay in bounded caches."""
+
+    def __init__(self) -> None:
+        self._listings: LeastRecentlyUsed[int, dict[str, Entry]] = LeastRecentlyUsed(ENTRIES_KEPT, len)
+        self._nodes: LeastRecentlyUsed[int, Attributes] = LeastRecentlyUsed(NODES_KEPT)
+
+    @abstractmethod
+    def _load_attributes(self, inode: int) -> Attributes:
+        """Read a node's attributes."""
+
+    @abstractmethod
+    def _load_listing(self, inode: int) -> Iterable[Entry]:
+        """Read a directory's entries."""
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return a node's attributes."""
+        known = self._nodes.get(inode)
+        if known is None:
+            known = self._load_attributes(inode)
+            self._nodes.put(inode, known)
+        return known
+
+    def entries(self, inode: int) -> Sequence[Entry]:
+        """Return a directory's entries."""
+        return list(self._listing(inode).values())
+
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
+        """Return a directory's entries with their attributes; raises where one of these can't be had."""
+        return [(entry, self.attributes(entry.inode)) for entry in self._listing(inode).values()]
+
+    def lookup(self, inode: int, name: str) -> int:
+        """Return the inode number of a name, compared exactly."""
+        entry = self._listing(inode).get(name)
+        if entry is None:
+            raise not_found(name)
+        return entry.inode
+
+    def close(self) -> None:
+        """Forget the caches."""
+        self._listings.clear()
+        self._nodes.clear()
+
+    def _listing(self, inode: int) -> dict[str, Entry]:
+        known = self._listings.get(inode)
+        if known is None:
+            if self.attributes(inode).type is not NodeType.DIRECTORY:
+                raise not_a_directory(str(inode))
+            known = {}
+            for entry in self._load_listing(inode):
+                known.setdefault(entry.name, entry)
+            self._listings.put(inode, known)
+        return known

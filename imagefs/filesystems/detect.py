@@ -1,14 +1,15 @@
 """Which file system a volume holds, told by its own signatures, never by a partition's type."""
 
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytsk3
 
 from formats.blockreader import BlockReader
 from formats.errors import UnsupportedError
 from imagefs.filesystems.base import FileSystem
-from imagefs.filesystems.labels import read_label
+from imagefs.filesystems.ext import ExtFileSystem
+from imagefs.filesystems.fat import FatFileSystem
 from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.tsk import TskFileSystem
 from imagefs.filesystems.tsk_image import TskImage
@@ -42,7 +43,6 @@ _SIGNATURES = (
 _TSK_TYPES = {
     "exFAT": pytsk3.TSK_FS_TYPE_EXFAT,
     "FAT": pytsk3.TSK_FS_TYPE_FAT_DETECT,
-    "ext": pytsk3.TSK_FS_TYPE_EXT_DETECT,
     "HFS+": pytsk3.TSK_FS_TYPE_HFS,
     "ISO 9660": pytsk3.TSK_FS_TYPE_ISO9660,
     "UFS": pytsk3.TSK_FS_TYPE_FFS_DETECT,
@@ -65,13 +65,19 @@ def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem 
         return None
     if family == "NTFS":
         return NtfsFileSystem(reader, sector_size)
+    if family == "ext":
+        return ExtFileSystem(reader)
     if family not in _TSK_TYPES:
         raise UnsupportedError(f"{family} is recognised, but can't be read")
     image = TskImage(reader, sector_size)
     with image.calls(f"{family} volume"):
         fs = pytsk3.FS_Info(image, 0, _TSK_TYPES[family])
-        kind = _kind(family, fs, reader)
-    label = read_label(family, reader)
+        kind = _FAT_KINDS.get(int(fs.info.ftype), family)
+    if family in ("FAT", "exFAT"):
+        return FatFileSystem(reader, image, fs, kind=kind)
+    label = ""
+    if family == "ISO 9660":
+        label = reader.read_at(0x8000 + 40, 32).decode("ascii", "replace").rstrip(" \0")
     return TskFileSystem(reader, image, fs, kind=kind, label=label, direct=family != "ISO 9660")
 
 
@@ -100,20 +106,3 @@ def _is_fat(sector: bytes) -> bool:
         and (media == 0xF0 or media >= 0xF8)
         and (fat_sectors_16 or fat_sectors_32) > 0
     )
-
-
-def _kind(family: str, fs: Any, reader: BlockReader) -> str:
-    if family == "FAT":
-        return _FAT_KINDS[int(fs.info.ftype)]
-    if family == "ext":
-        return _ext_kind(reader.read_at(1024, 1024))
-    return family
-
-
-def _ext_kind(superblock: bytes) -> str:
-    """Return ext2, ext3 or ext4 by the features, as blkid does."""
-    compatible, incompatible, read_only = struct.unpack_from("<III", superblock, 0x5C)
-    # ext3 knows: filetype, recover, meta_bg; and sparse_super, large_file, btree_dir
-    if incompatible & ~0x16 or read_only & ~0x7:
-        return "ext4"
-    return "ext3" if compatible & 0x4 else "ext2"

@@ -15,7 +15,7 @@ import pytsk3
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
-from imagefs.filesystems.base import FileSystem, LeastRecentlyUsed
+from imagefs.filesystems.base import ENTRIES_KEPT, NODES_KEPT, FileSystem, LeastRecentlyUsed
 from imagefs.filesystems.ntfs_layout import (
     COMPRESSED,
     DIRECTORY,
@@ -52,14 +52,10 @@ from imagefs.filesystems.ntfs_reparse import (
     reparse_type,
     tag_name,
 )
-from imagefs.filesystems.runs import Run, RunsReader
+from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
 from imagefs.filesystems.tsk_image import TskFile, TskImage
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
 
-ENTRIES_KEPT = 200_000  # names in cached listings
-NODES_KEPT = 50_000
-_CHUNK = 65536  # bytes of $MFT read at once
-_CHUNKS_KEPT = 64
 _INDEX_STEP = 1 << 20  # bytes of an index read at once
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
 
@@ -98,13 +94,12 @@ class NtfsFileSystem(FileSystem):
         self._sector_size = sector_size
         self._boot = parse_boot(reader.read_at(0, 512))
         self.block_size = self._boot.cluster_size
-        self._per_chunk = max(1, _CHUNK // self._boot.record_size)
-        self._chunks: LeastRecentlyUsed[int, bytes] = LeastRecentlyUsed(_CHUNKS_KEPT)
         self._listings: LeastRecentlyUsed[int, _Listing] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
         self._mft = self._open_mft()
+        self._mft_chunks = ChunkedReader(self._mft)
         self.label = self._read_label()
 
     def attributes(self, inode: int) -> Attributes:
@@ -162,7 +157,7 @@ class NtfsFileSystem(FileSystem):
         """Forget the caches."""
         self._listings.clear()
         self._nodes.clear()
-        self._chunks.clear()
+        self._mft_chunks.clear()
 
     # records
 
@@ -182,6 +177,7 @@ class NtfsFileSystem(FileSystem):
         known = sum(extent.clusters for extent in data) * self.block_size
         partial = [data[0]._replace(size=known, initialized=known), *data[1:]]
         self._mft = self._value(partial, "$MFT")
+        self._mft_chunks = ChunkedReader(self._mft)
         return self._value(_find(self._all_attributes(record), AttributeType.DATA), "$MFT")
 
     def _record(self, number: int) -> Record:
@@ -193,16 +189,7 @@ class NtfsFileSystem(FileSystem):
         size = self._boot.record_size
         if number < 0 or (number + 1) * size > self._mft.size:
             raise DamagedError(f"file record {number} is outside $MFT")
-        index, inside = divmod(number, self._per_chunk)
-        chunk = self._chunks.get(index)
-        if chunk is None:
-            at = index * self._per_chunk * size
-            try:
-                chunk = self._mft.read_at(at, min(self._per_chunk * size, self._mft.size - at))
-            except FormatError:  # another record's bytes, maybe
-                return self._mft.read_at(number * size, size)
-            self._chunks.put(index, chunk)
-        return chunk[inside * size : (inside + 1) * size]
+        return self._mft_chunks.read(number * size, size)
 
     def _all_attributes(self, record: Record) -> list[Attribute]:
         """Return a record's attributes and those of the records that extend it."""

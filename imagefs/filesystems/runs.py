@@ -5,7 +5,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from formats.blockreader import BlockReader, Extent
-from formats.errors import DamagedError
+from formats.errors import DamagedError, FormatError
+from imagefs.filesystems.base import LeastRecentlyUsed
+
+_CHUNK = 65536  # bytes of metadata read at once
+_CHUNKS_KEPT = 64
 
 
 class Run(NamedTuple):
@@ -88,3 +92,30 @@ class RunsReader(BlockReader):
         for _, step, start in self._parts(offset, length):
             if start is not None:
                 self._volume.prefetch(start, step)
+
+
+class ChunkedReader:
+    """Small pieces of metadata, read 64 KiB at a time; the last chunks used are kept."""
+
+    def __init__(self, lower: BlockReader) -> None:
+        self._lower = lower
+        self._chunks: LeastRecentlyUsed[int, bytes] = LeastRecentlyUsed(_CHUNKS_KEPT)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes; damage counts only where it lies inside them."""
+        index, inside = divmod(offset, _CHUNK)
+        if inside + length > _CHUNK:
+            return self._lower.read_at(offset, length)
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            at = index * _CHUNK
+            try:
+                chunk = self._lower.read_at(at, min(_CHUNK, self._lower.size - at))
+            except FormatError:
+                return self._lower.read_at(offset, length)
+            self._chunks.put(index, chunk)
+        return chunk[inside : inside + length]
+
+    def clear(self) -> None:
+        """Forget the chunks."""
+        self._chunks.clear()

@@ -6,20 +6,19 @@ caches; a file's bytes are read from the volume by its data runs, outside the lo
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytsk3
 
 from formats.blockreader import BlockReader, BytesReader
-from formats.errors import DamagedError
-from imagefs.filesystems.base import FileSystem, LeastRecentlyUsed
+from formats.errors import DamagedError, UnsupportedError
+from imagefs.filesystems.base import CachedFileSystem
 from imagefs.filesystems.runs import Run, RunsReader
 from imagefs.filesystems.tsk_image import TskFile, TskImage, data_attribute
-from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
+from mounters.tree import Attributes, Entry, NodeType, is_a_directory
 
-ENTRIES_KEPT = 200_000  # names in cached listings
-NODES_KEPT = 20_000
+_HFS_FIRST_USER = 16  # catalog nodes below are the file system's own
 
 _TYPES = {
     int(pytsk3.TSK_FS_META_TYPE_REG): NodeType.FILE,
@@ -49,7 +48,7 @@ class _RunTuple(NamedTuple):
     flags: int
 
 
-class TskFileSystem(FileSystem):
+class TskFileSystem(CachedFileSystem):
     """A file system as pytsk3 shows it.
 
     ``direct`` says that a file's runs are the whole truth about where its bytes are; where they are
@@ -57,42 +56,24 @@ class TskFileSystem(FileSystem):
     """
 
     def __init__(
-        self, reader: BlockReader, image: TskImage, fs: Any, *, kind: str, label: str, direct: bool = True
+        self,
+        reader: BlockReader,
+        image: TskImage,
+        fs: Any,
+        *,
+        kind: str,
+        label: str = "",
+        direct: bool = True,
     ) -> None:
+        super().__init__()
         self.kind = kind
         self.label = label
         self.root = int(fs.info.root_inum)
-        self.block_size = int(fs.info.block_size)
+        self.block_size = self._unit = int(fs.info.block_size)
         self._reader = reader
         self._image = image
         self._fs = fs
         self._direct = direct
-        self._listings: LeastRecentlyUsed[int, dict[str, Entry]] = LeastRecentlyUsed(ENTRIES_KEPT, len)
-        self._nodes: LeastRecentlyUsed[int, Attributes] = LeastRecentlyUsed(NODES_KEPT)
-
-    def attributes(self, inode: int) -> Attributes:
-        """Return a node's attributes."""
-        known = self._nodes.get(inode)
-        if known is None:
-            with self._image.calls(f"inode {inode}"):
-                known = self._attributes_of(inode, self._fs.open_meta(inode))
-            self._nodes.put(inode, known)
-        return known
-
-    def entries(self, inode: int) -> Sequence[Entry]:
-        """Return a directory's entries; loaded once while they stay in the cache."""
-        return list(self._listing(inode).values())
-
-    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
-        """Return a directory's entries, each with its attributes."""
-        return [(entry, self.attributes(entry.inode)) for entry in self._listing(inode).values()]
-
-    def lookup(self, inode: int, name: str) -> int:
-        """Return the inode number of a name, compared exactly."""
-        entry = self._listing(inode).get(name)
-        if entry is None:
-            raise not_found(name)
-        return entry.inode
 
     def read_link(self, inode: int) -> str:
         """Return a symbolic link's target."""
@@ -122,65 +103,54 @@ class TskFileSystem(FileSystem):
             return BytesReader(b"")
         if not flags & _NONRESIDENT or flags & _COMPRESSED or not self._direct:
             return TskFile(self._image, self._fs, inode, attributes.size, name)
-        placed = self._placed(runs, attributes.size, name)
+        placed = self._placed(runs, name)
         initialized = self._initialized(inode, attributes.size)
         return RunsReader(self._reader, placed, attributes.size, initialized=initialized, name=name)
-
-    def close(self) -> None:
-        """Forget the caches."""
-        self._listings.clear()
-        self._nodes.clear()
 
     def _initialized(self, inode: int, size: int) -> int:
         """Return how many of a file's bytes are written; the rest reads as zeros."""
         return size
 
-    def _placed(self, runs: Sequence[_RunTuple], size: int, name: str) -> Iterator[Run]:
+    def _placed(self, runs: Sequence[_RunTuple], name: str) -> Iterator[Run]:
         """Yield runs in bytes; sparse ones are holes, gaps between them damage."""
-        block_size, position = self.block_size, 0
+        unit, position = self._unit, 0
         for run in sorted(runs, key=lambda item: item.offset):
             if run.flags & _FILLER_RUN or run.offset != position:
                 raise DamagedError(f"{name}: its block {position} has no place on the volume")
             position += run.length
-            start = None if run.flags & _SPARSE_RUN else run.addr * block_size
-            yield Run(run.length * block_size, start)
-        if position * block_size < size and self._ends_sparse(runs):
-            yield Run(size - position * block_size, None)
+            start = None if run.flags & _SPARSE_RUN else run.addr * unit
+            yield Run(run.length * unit, start)
 
-    def _ends_sparse(self, runs: Sequence[_RunTuple]) -> bool:
-        """Whether what a file's runs don't reach is a hole."""
-        return False
+    def _load_attributes(self, inode: int) -> Attributes:
+        with self._image.calls(f"inode {inode}"):
+            return self._attributes_of(inode, self._fs.open_meta(inode))
 
-    def _listing(self, inode: int) -> dict[str, Entry]:
-        known = self._listings.get(inode)
-        if known is None:
-            if self.attributes(inode).type is not NodeType.DIRECTORY:
-                raise not_a_directory(str(inode))
-            with self._image.calls(f"directory {inode}"):
-                known = self._load(inode)
-            self._listings.put(inode, known)
-        return known
+    def _load_listing(self, inode: int) -> Iterable[Entry]:
+        with self._image.calls(f"directory {inode}"):
+            return [
+                entry
+                for node in self._fs.open_dir(inode=inode)
+                if (entry := self._entry_of(inode, node)) is not None
+            ]
 
-    def _load(self, inode: int) -> dict[str, Entry]:
-        listing: dict[str, Entry] = {}
-        for node in self._fs.open_dir(inode=inode):
-            name = node.info.name
-            if not int(name.flags) & _ALLOCATED or int(name.type) in _VIRTUAL:
-                continue
-            text = os.fsdecode(name.name)
-            if text in ("", ".", "..") or self._is_hidden(inode, text, int(name.meta_addr)):
-                continue
-            meta = node.info.meta
-            kind = (
-                _TYPES.get(int(meta.type), NodeType.OTHER)
-                if meta is not None
-                else _NAME_TYPES.get(int(name.type), NodeType.OTHER)
-            )
-            listing.setdefault(text, Entry(text, int(name.meta_addr), kind))
-        return listing
-
-    def _is_hidden(self, directory: int, name: str, inode: int) -> bool:
-        return False
+    def _entry_of(self, directory: int, node: Any) -> Entry | None:
+        """Return a TSK directory entry as ours, None where it is deleted or TSK's own."""
+        name, meta = node.info.name, node.info.meta
+        inode = int(name.meta_addr)
+        if not int(name.flags) & _ALLOCATED or int(name.type) in _VIRTUAL:
+            return None
+        if self.kind == "HFS+" and inode < _HFS_FIRST_USER:
+            return None
+        raw: bytes = name.name
+        if raw in (b"", b".", b".."):
+            return None
+        if b"/" in raw or b"\0" in raw:
+            raise UnsupportedError(f"directory {directory}: the name {raw!r} can't be shown")
+        if meta is None:
+            kind = _NAME_TYPES.get(int(name.type), NodeType.OTHER)
+        else:
+            kind = _TYPES.get(int(meta.type), NodeType.OTHER)
+        return Entry(os.fsdecode(raw), inode, kind)
 
     def _attributes_of(self, inode: int, node: Any) -> Attributes:
         meta = node.info.meta
@@ -207,8 +177,14 @@ class TskFileSystem(FileSystem):
         if data is None or not int(data.info.flags) & _NONRESIDENT:
             return 0
         blocks = sum(run.length for run in _runs_of(data) if not run.flags & (_SPARSE_RUN | _FILLER_RUN))
-        return blocks * self.block_size
+        return blocks * self._unit
 
 
 def _runs_of(attribute: Any) -> list[_RunTuple]:
     return [_RunTuple(int(run.addr), int(run.len), int(run.offset), int(run.flags)) for run in attribute]
+
+
+def data_runs(node: Any) -> list[_RunTuple]:
+    """Return where a TSK file's data lies; call it under the lock."""
+    data = data_attribute(node)
+    return [] if data is None else _runs_of(data)

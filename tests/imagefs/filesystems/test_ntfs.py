@@ -127,9 +127,7 @@ def ntfs_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.truncate(200 << 20)
     try:
         run("mkntfs", "-q", "-F", "-f", "-L", "Größe 😀", image)
-        with fuse_mount(
-            folder / "mnt", "ntfs-3g", "-o", "no_detach,compression", image, folder / "mnt"
-        ) as root:
+        with fuse_mount(mount, "ntfs-3g", "-o", "no_detach,compression", image, mount) as root:
             fill_ntfs(root)
     except MissingToolError as error:
         if os.environ.get("CI") == "true":
