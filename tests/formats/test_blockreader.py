@@ -105,7 +105,7 @@ def test_nested_readers(seed: int, tmp_path: Path) -> None:
     reader, model = nested(chance, tmp_path, seed % 4)
     check_reader(reader, model.data, seed, longest=1500, reads=100)
     assert list(reader.extents()) == model.extents(0, reader.size)
-    for _ in range(30):
+    for _ in range(8):
         offset = chance.randint(0, reader.size)
         length = chance.randint(0, reader.size - offset)
         assert list(reader.extents(offset, length)) == model.extents(offset, length)

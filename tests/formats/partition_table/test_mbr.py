@@ -266,3 +266,17 @@ def test_partitions_beyond_32_bits_are_refused() -> None:
 def test_unknown_schemes_are_refused() -> None:
     with pytest.raises(ValueError, match="apm"):
         build_table(PartitionTable("apm", "", 512, ()), SIZE)
+
+
+def slots(record: bytes) -> list[tuple[int, ...]]:
+    """Return status, type, start and sectors of a boot record's slots: all but the CHS addresses."""
+    return list(struct.iter_unpack("<B3xB3xII", record[446:510]))
+
+
+def test_built_records_equal_the_real_ones(disk: Path, sector_size: int) -> None:
+    content = disk.read_bytes()
+    for offset, data in build_mbr(table_of(disk, sector_size), SIZE):
+        real = content[offset : offset + 512]
+        assert slots(data) == slots(real), f"record at {offset}"
+        assert data[440:444] == real[440:444]
+        assert data[510:512] == real[510:512]
