@@ -161,7 +161,7 @@ def _commands(path: str, *, force: bool) -> list[list[str]]:
         return [["umount", *(["-f"] if force else []), path]]
     helper = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
     if os.geteuid() == 0:  # -f cuts the connection off, so that readers that wait get an error at once
-        return [["umount", "-i", *(["-f", "-l"] if force else []), path]]
+        return [["umount", *(["-f", "-l"] if force else []), path]]
     return [[helper, "-uz" if force else "-u", path]]
 
 

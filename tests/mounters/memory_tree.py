@@ -160,15 +160,18 @@ class MemoryTree(Tree):
         self.file(root, "mismatched.bin", 5000).handle_size = 4999
         self.file(root, "strange number.bin", 5000).read = _strange
         self.file(root, "lost.bin", 5000).lost = True
-        slow = self.file(root, "slow.bin", 64 * MIB)
-        slow_whole = slow.read
-        assert slow_whole is not None
+        self._delayed(self.file(root, "slow.bin", 64 * MIB), 0.5)
+        self._delayed(self.file(root, "stuck.bin", MIB), 60)
 
-        def read_slowly(offset: int, length: int) -> bytes:
-            time.sleep(0.5)
-            return slow_whole(offset, length)
+    def _delayed(self, node: Node, seconds: float) -> None:
+        whole = node.read
+        assert whole is not None
 
-        slow.read = read_slowly
+        def read_late(offset: int, length: int) -> bytes:
+            time.sleep(seconds)
+            return whole(offset, length)
+
+        node.read = read_late
 
     # The contract
 

@@ -78,6 +78,17 @@ def test_a_signal_ends_a_mount_in_use(mechanism: str, tmp_path: Path) -> None:
             os.pread(fd, 4096, 5 << 20)
 
 
+def test_a_signal_ends_a_mount_whose_tree_is_stuck(mechanism: str, tmp_path: Path) -> None:
+    with memory_mount(tmp_path, mechanism) as mounted:
+        with subprocess.Popen(["cat", mounted.path / "stuck.bin"], stderr=subprocess.DEVNULL) as reader:
+            time.sleep(0.5)
+            assert reader.poll() is None
+            os.kill(mounted.pid, signal.SIGTERM)
+            assert mounted.wait_ended()
+            assert reader.wait(10) != 0
+        assert not is_mounted(str(mounted.path))
+
+
 def test_a_mount_in_use_is_not_unmounted_without_force(mechanism: str, tmp_path: Path) -> None:
     with memory_mount(tmp_path, mechanism) as mounted, opened(mounted.path / "big.bin") as fd:
         with pytest.raises(MountError, match="force") as caught:
