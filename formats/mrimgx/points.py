@@ -131,16 +131,20 @@ class MrimgxDisk(Disk):
     @cached_property
     def size(self) -> int:
         """The disk's bytes: an incremental may record too few, its base and a GPT know better."""
-        sizes = [self._record.size] if self._point.problem else [self._base_record().size]
+        sizes = [record.size for record in self._earlier_records()] or [self._record.size]
         sizes += [part.offset + part.size for part in self.partitions]
         if self.scheme == "gpt":
             with suppress(FormatError):  # locked or damaged: reading it will say so
                 sizes.append(partition_table.disk_size_from_gpt(self._track0, self.sector_size) or 0)
         return max(sizes)
 
-    def _base_record(self) -> DiskRecord:
-        disks = self._point.chain.base.document.disks
-        return disks[self._at] if self._at < len(disks) else self._record
+    def _earlier_records(self) -> Iterator[DiskRecord]:
+        """Yield what the full indexes up to the point record of this disk; none where the base is missing."""
+        number = self._point.file_number
+        for image in self._point.members.with_index:
+            document = image.document
+            if document.file_number <= number and not document.delta_index and self._at < len(document.disks):
+                yield document.disks[self._at]
 
     @cached_property
     def _track0(self) -> bytes:
