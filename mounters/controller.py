@@ -89,7 +89,7 @@ def _missing(name: str) -> str:
         importlib.import_module(mechanism.module)
     except ImportError as error:
         return f"{name} is not installed ({error}): {mechanism.install}"
-    except OSError as error:  # mfusepy looks for the library when it is imported
+    except (OSError, AttributeError, NotImplementedError) as error:  # mfusepy loads the library on import
         return f"{name} finds no FUSE library ({error}): {_library_hint()}"
     return ""
 
@@ -110,9 +110,7 @@ def _system_problem(options: MountOptions) -> str:
         return ""
     device = Path("/dev/fuse")
     if not device.exists():
-        return (
-            "/dev/fuse is missing: load the module (modprobe fuse), or give the container --device /dev/fuse"
-        )
+        return "/dev/fuse is missing: load its module (modprobe fuse), or start the container with it"
     if not os.access(device, os.R_OK | os.W_OK):
         return "/dev/fuse is not open to you: ask for membership of its group, or mount as root"
     if os.geteuid() == 0:
@@ -140,8 +138,13 @@ def unavailable(options: MountOptions | None = None) -> str:
         return problem
     if options.mechanism != "auto":
         return _missing(options.mechanism)
-    reasons = mechanisms().values()
-    return "nothing to mount with: " + "; ".join(reasons) if all(reasons) else ""
+    reasons = []
+    for name in MECHANISMS:  # the first that works is enough: the others are not even imported
+        reason = _missing(name)
+        if not reason:
+            return ""
+        reasons.append(reason)
+    return "nothing to mount with: " + "; ".join(reasons)
 
 
 def _choose(options: MountOptions) -> str:
@@ -153,7 +156,7 @@ def _choose(options: MountOptions) -> str:
         raise MountError(problem)
     if options.mechanism != "auto":
         return options.mechanism
-    return next(name for name, reason in mechanisms().items() if not reason)
+    return next(name for name in MECHANISMS if not _missing(name))
 
 
 class Mount:
@@ -196,7 +199,10 @@ class Mount:
         try:
             os.stat(self.mountpoint)  # noqa: PTH116  (returns when the first request has been answered)
         except OSError as error:
-            log.debug("%s: %s", self.mountpoint, error)
+            if not self._ended.is_set():
+                self._error = MountError(f"{self.mountpoint}: cannot read the root: {error.strerror}")
+                self._session.stop()
+            return
         # Not before: the kernel takes the smaller of this and its default when it starts to talk to us.
         if not set_read_ahead(self.mountpoint, self._options.read_ahead):
             log.debug("%s: read-ahead stays at the system's default", self.mountpoint)
@@ -230,7 +236,8 @@ class Mount:
     def unmount(self) -> None:
         """End the mount, in use or not. Requests in flight get a few seconds, then they are cut off."""
         self._mounted.wait(_GRACE)
-        self._session.stop()
+        if not self._ended.is_set():
+            self._session.stop()
         if not self._ended.wait(_GRACE):
             log.warning("%s: requests are still being answered; cut off", self.mountpoint)
         self._clear()

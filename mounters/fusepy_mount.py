@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from mounters.errors import MountError, error_number
-from mounters.mountpoints import unmount
+from mounters.mountpoints import LINUX, Mounted, find_mount, unmount
 from mounters.session import MountOptions, Session, captured_stderr, mount_label
 from mounters.translation import (
     FILE_SYSTEM_BLOCK,
@@ -75,6 +75,7 @@ class FusepySession(Session):
     def __init__(self, tree: Tree, mountpoint: str, options: MountOptions) -> None:
         self._tree = tree
         self._mountpoint = mountpoint
+        self._mounted: Mounted | None = None
         self._options: dict[str, Any] = {
             "ro": True,
             "fsname": mount_label(options.source),
@@ -98,14 +99,16 @@ class FusepySession(Session):
 
         Not for the main thread, where mfusepy and libfuse would take over SIGINT.
         """
-        directory = Path.cwd()
+        directory = _working_directory()
         capture = ExitStack()
         captured = capture.enter_context(captured_stderr())
         started = threading.Event()
 
         def start() -> None:
             capture.close()
-            os.chdir(directory)  # libfuse has gone to "/", even in the foreground
+            if directory is not None:
+                os.chdir(directory)  # libfuse has gone to "/", even in the foreground
+            self._mounted = find_mount(self._mountpoint) if LINUX else None
             started.set()
             mounted()
 
@@ -124,8 +127,17 @@ class FusepySession(Session):
 
     def stop(self) -> None:
         """Make ``run`` unmount and return."""
+        if LINUX and find_mount(self._mountpoint) != self._mounted:
+            return  # it has been unmounted, and something else may be there
         with suppress(MountError):  # it has been unmounted meanwhile
             unmount(self._mountpoint, force=True)
+
+
+def _working_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it has been removed
+        return None
 
 
 class Operations(mfusepy.Operations):  # type: ignore[misc,name-defined]

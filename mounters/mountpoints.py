@@ -138,6 +138,8 @@ def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False, timeout:
     from it gets errors. A dead mount is cleared in any case. Raises MountPointError when nothing is
     mounted there.
     """
+    if sys.platform == "win32":
+        raise MountError("mounting on Windows (WinFsp) is not built yet")
     path = real_path(mountpoint)
     if not is_mounted(path):
         raise MountPointError(f"{path}: nothing is mounted here")

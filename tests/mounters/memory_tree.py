@@ -160,7 +160,7 @@ class MemoryTree(Tree):
         self.file(root, "mismatched.bin", 5000).handle_size = 4999
         self.file(root, "strange number.bin", 5000).read = _strange
         self.file(root, "lost.bin", 5000).lost = True
-        self._delayed(self.file(root, "slow.bin", 64 * MIB), 0.5)
+        self._delayed(self.file(root, "slow.bin", 64 * MIB), 2)
         self._delayed(self.file(root, "stuck.bin", MIB), 60)
 
     def _delayed(self, node: Node, seconds: float) -> None:

@@ -238,4 +238,4 @@ def test_slow_reads_hold_nothing_up(mounted: Mounted) -> None:
     for reader in readers:
         reader.join()
     assert served < time.monotonic() - begun
-    assert served < 0.5
+    assert served < 2

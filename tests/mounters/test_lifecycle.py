@@ -179,6 +179,21 @@ def test_mounted_by_this_process(mechanism: str, tmp_path: Path) -> None:
     assert tree.opened == []
 
 
+def test_a_tree_without_a_readable_root_is_not_mounted(mechanism: str, tmp_path: Path) -> None:
+    tree = MemoryTree()
+    tree.nodes[tree.root].lost = True
+    with pytest.raises(MountError, match="cannot read the root"):
+        mount(tree, tmp_path, MountOptions(mechanism=mechanism))
+    assert not is_mounted(str(tmp_path))
+
+
+def test_one_mechanism_mounts_twice_in_turn(mechanism: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        with mount(MemoryTree(), tmp_path, MountOptions(mechanism=mechanism)):
+            assert (tmp_path / "one.bin").exists()
+        assert not is_mounted(str(tmp_path))
+
+
 def test_a_mechanism_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="pyfuse3, mfusepy") as caught:
         mount(MemoryTree(), tmp_path, MountOptions(mechanism="winfsp"))
