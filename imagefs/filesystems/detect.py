@@ -6,13 +6,14 @@ from typing import NamedTuple
 import pytsk3
 
 from formats.blockreader import BlockReader
-from formats.errors import UnsupportedError
+from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.base import FileSystem
 from imagefs.filesystems.ext import ExtFileSystem
 from imagefs.filesystems.fat import FatFileSystem
 from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.tsk import TskFileSystem
 from imagefs.filesystems.tsk_image import TskImage
+from mounters.tree import NodeType
 
 
 class Signature(NamedTuple):
@@ -23,6 +24,7 @@ class Signature(NamedTuple):
     magic: bytes
 
 
+_SMALLEST = 4096  # bytes; no volume is smaller
 _SIGNATURES = (
     Signature("NTFS", 3, b"NTFS    "),
     Signature("exFAT", 3, b"EXFAT   "),
@@ -31,9 +33,8 @@ _SIGNATURES = (
     Signature("APFS", 32, b"NXSB"),
     Signature("LUKS", 0, b"LUKS\xba\xbe"),
     Signature("XFS", 0, b"XFSB"),
-    Signature("ext", 0x438, b"\x53\xef"),
-    Signature("HFS+", 0x400, b"H+"),
-    Signature("HFS+", 0x400, b"HX"),
+    Signature("HFS+", 0x400, b"H+\0\4"),
+    Signature("HFS+", 0x400, b"HX\0\5"),
     Signature("ISO 9660", 0x8001, b"CD001"),
     Signature("UFS", 65536 + 1372, b"\x19\x01\x54\x19"),
     Signature("UFS", 8192 + 1372, b"\x54\x19\x01\x00"),
@@ -63,6 +64,13 @@ def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem 
     family = recognise(reader)
     if family is None:
         return None
+    opened = _open(family, reader, sector_size)
+    if opened.attributes(opened.root).type is not NodeType.DIRECTORY:
+        raise DamagedError(f"{opened.kind}: the root directory is none")
+    return opened
+
+
+def _open(family: str, reader: BlockReader, sector_size: int) -> FileSystem:
     if family == "NTFS":
         return NtfsFileSystem(reader, sector_size)
     if family == "ext":
@@ -83,12 +91,35 @@ def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem 
 
 def recognise(reader: BlockReader) -> str | None:
     """Return the family of a volume's file system ("NTFS", "FAT", "ext", …), None if there is none."""
+    if reader.size < _SMALLEST:
+        return None
     for family, offset, magic in _SIGNATURES:
         if offset + len(magic) <= reader.size and reader.read_at(offset, len(magic)) == magic:
             return family
-    if reader.size >= 512 and _is_fat(reader.read_at(0, 512)):
+    if _is_ext(reader.read_at(1024, 1024)):
+        return "ext"
+    if _is_fat(reader.read_at(0, 512)):
         return "FAT"
     return None
+
+
+def _is_ext(block: bytes) -> bool:
+    """Whether this is an ext superblock: its magic has two bytes only, so its sizes must make sense."""
+    inodes, blocks = struct.unpack_from("<II", block)
+    first, log_size = struct.unpack_from("<II", block, 20)
+    blocks_per_group, clusters_per_group, inodes_per_group = struct.unpack_from("<III", block, 32)
+    revision = struct.unpack_from("<I", block, 76)[0]
+    return (
+        block[56:58] == b"\x53\xef"
+        and log_size <= 6
+        and first <= 1
+        and revision <= 1
+        and blocks_per_group > 0
+        and clusters_per_group <= 8 << (10 + log_size)
+        and 0 < inodes_per_group <= 8 << (10 + log_size)
+        and inodes > 0
+        and blocks > 0
+    )
 
 
 def _is_fat(sector: bytes) -> bool:

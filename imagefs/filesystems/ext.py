@@ -159,11 +159,12 @@ class ExtFileSystem(CachedFileSystem):
         per_block = self.block_size // self._super.descriptor_size
         meta = group // per_block
         if not self._super.incompatible & META_BG or meta < self._super.first_meta_group:
-            return self._super.first_data_block + 1 + meta
+            return 1024 // self.block_size + 1 + meta  # behind the superblock
         first = meta * per_block
-        return (
-            self._super.first_data_block + first * self._super.blocks_per_group + self._has_superblock(first)
-        )
+        block = self._super.first_data_block + first * self._super.blocks_per_group
+        if not first and self.block_size == 1024 and not self._super.first_data_block:
+            block += 1  # the first block is the boot sector's
+        return block + self._has_superblock(first)
 
     def _has_superblock(self, group: int) -> bool:
         if self._super.compatible & SPARSE_SUPER2:

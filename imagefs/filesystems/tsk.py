@@ -6,7 +6,9 @@ caches; a file's bytes are read from the volume by its data runs, outside the lo
 
 import errno
 import os
+from calendar import timegm
 from collections.abc import Iterable, Iterator, Sequence
+from time import localtime
 from typing import Any, NamedTuple
 
 import pytsk3
@@ -157,18 +159,23 @@ class TskFileSystem(CachedFileSystem):
         kind = _TYPES.get(int(meta.type), NodeType.OTHER)
         size = int(meta.size) if kind is not NodeType.OTHER else 0
         allocated = self._allocated(node) if kind is NodeType.FILE else None
+        if self.kind == "ISO 9660":  # one time only, which TSK runs through the machine's time zone
+            created = modified = timegm(localtime(int(meta.crtime))) * 1_000_000_000
+        else:
+            created = int(meta.crtime) * 1_000_000_000 + int(meta.crtime_nano)
+            modified = int(meta.mtime) * 1_000_000_000 + int(meta.mtime_nano)
         return Attributes(
             inode=inode,
             type=kind,
             size=size,
-            mode=int(meta.mode) & 0o7777,
+            mode=int(meta.mode) & 0o7777 or (0o555 if kind is NodeType.DIRECTORY else 0o444),
             links=int(meta.nlink),
             uid=int(meta.uid),
             gid=int(meta.gid),
-            modified=int(meta.mtime) * 1_000_000_000 + int(meta.mtime_nano),
+            modified=modified,
             accessed=int(meta.atime) * 1_000_000_000 + int(meta.atime_nano),
             changed=int(meta.ctime) * 1_000_000_000 + int(meta.ctime_nano),
-            created=int(meta.crtime) * 1_000_000_000 + int(meta.crtime_nano),
+            created=created,
             allocated=allocated,
         )
 
