@@ -286,7 +286,7 @@ class BlockCache:
         self.capacity = capacity
         self._blocks: OrderedDict[Hashable, bytes] = OrderedDict()
         self._bytes = 0
-        self._pending: dict[Hashable, Future[bytes]] = {}
+        self._pending: dict[Hashable, Future[bytes] | None] = {}  # None: nobody waits yet
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> bytes | None:
@@ -304,27 +304,31 @@ class BlockCache:
             if block is not None:
                 self._blocks.move_to_end(key)
                 return block
-            pending = self._pending.get(key)
-            if pending is None:
-                mine: Future[bytes] = Future()
-                self._pending[key] = mine
-        if pending is not None:
-            return pending.result()
+            mine = key not in self._pending
+            waiting = None
+            if mine:
+                self._pending[key] = None
+            else:
+                waiting = self._pending[key] = self._pending[key] or Future()
+        if waiting is not None:
+            return waiting.result()
         try:
             block = decode()
         except BaseException as error:
             with self._lock:
-                del self._pending[key]
-            mine.set_exception(error)
+                waiting = self._pending.pop(key)
+            if waiting is not None:
+                waiting.set_exception(error)
             raise
         with self._lock:
-            del self._pending[key]
+            waiting = self._pending.pop(key)
             self._blocks[key] = block
             self._bytes += len(block)
             while self._bytes > self.capacity:
                 _, old = self._blocks.popitem(last=False)
                 self._bytes -= len(old)
-        mine.set_result(block)
+        if waiting is not None:
+            waiting.set_result(block)
         return block
 
     @property

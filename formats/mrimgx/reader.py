@@ -51,13 +51,12 @@ class BlockStore:
 
     def block(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
         """Return a stored block's plain bytes from the cache or the file; see ``decode``."""
-        return self.cache.get_or_decode(
-            _key(element, place), lambda: self.decode(element, place, number, size)
-        )
+        # The key has the hash in it: another index entry for the same stored bytes is another block.
+        return self.cache.get_or_decode(element, lambda: self.decode(element, place, number, size))
 
-    def cached(self, element: Element, place: BlockPlace) -> bytes | None:
+    def cached(self, element: Element) -> bytes | None:
         """Return a stored block's plain bytes if they are in the cache."""
-        return self.cache.get(_key(element, place))
+        return self.cache.get(element)
 
     def decode(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
         """Return a stored block's plain bytes: at most ``size``, and as its MD5 says.
@@ -99,11 +98,6 @@ class BlockStore:
         return data
 
 
-def _key(element: Element, place: BlockPlace) -> tuple[object, ...]:
-    # The same stored bytes under another index entry are another block: its hash is part of the key.
-    return element.file_number, element.position, element.md5, place.disk_number, place.partition_number
-
-
 class BlocksReader(BlockReader):
     """An array of blocks: block i covers the bytes from ``i * block_size``."""
 
@@ -127,7 +121,7 @@ class BlocksReader(BlockReader):
             if element.is_hole:
                 pieces.append(bytes(step))
                 continue
-            block = self._store.cached(element, self._place)
+            block = self._store.cached(element)
             if block is None:
                 return None
             pieces.append(self._cut(block, element, number, start, step))
