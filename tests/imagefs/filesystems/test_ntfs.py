@@ -17,7 +17,7 @@ from formats.blockreader import BlockReader, BytesReader, FileReader
 from formats.errors import DamagedBlockError, DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems import FileSystem, open_file_system
 from imagefs.filesystems.ntfs import NtfsFileSystem
-from imagefs.filesystems.ntfs_layout import IN_USE, parse_record
+from imagefs.filesystems.ntfs_layout import IN_USE, decode_name, parse_record
 from imagefs.filesystems.ntfs_quick import quick_node
 from imagefs.filesystems.runs import Run, RunsReader
 from mounters.tree import NodeType
@@ -48,6 +48,13 @@ def text(lines: int) -> bytes:
     return b"".join(b"line %d of a text that repeats itself %d\n" % (n, n * n % 977) for n in range(lines))
 
 
+REPARSE_POINTS = (
+    ("wsl link", 0xA000001D, struct.pack("<I", 2) + "ä/b".encode()),
+    ("wof", 0x80000017, struct.pack("<IIII", 1, 2, 1, 0)),
+    ("cloud", 0x9000601A, bytes(16)),
+)
+
+
 def fill_ntfs(root: Path) -> None:
     (root / "resident.txt").write_bytes(b"hello world\n")
     (root / "empty").write_bytes(b"")
@@ -59,6 +66,10 @@ def fill_ntfs(root: Path) -> None:
             file.write(pattern(2, 70_000))
             file.truncate(9_000_000)
     fragments(root)
+    with (root / "scattered.bin").open("wb") as file:  # more runs than a record holds
+        for number in range(300):
+            file.seek(number * 70_000)
+            file.write(pattern(number, 1000))
     compressed = root / "compressed"
     compressed.mkdir()
     os.setxattr(compressed, "system.ntfs_attrib_be", (0x810).to_bytes(4, "big"))
@@ -76,6 +87,12 @@ def fill_ntfs(root: Path) -> None:
     os.link(root / "plain.bin", folder / "hard link")
     (folder / "relative").symlink_to("../resident.txt")
     (folder / "absolute").symlink_to("/somewhere/else/ä")
+    reparse = root / "reparse"
+    reparse.mkdir()
+    for name, tag, data in REPARSE_POINTS:
+        (reparse / name).write_bytes(b"")
+        value = struct.pack("<IHH", tag, len(data), 0) + data
+        os.setxattr(reparse / name, "system.ntfs_reparse_data", value)
     names = root / "names"
     names.mkdir()
     for name in (
@@ -179,6 +196,8 @@ def test_same_names(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
 
 def test_same_attributes(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
     for path, inode in walk(volume, volume.root):
+        if path.startswith("reparse/"):
+            continue  # ntfs-3g shows these as unsupported
         ours, theirs = volume.attributes(inode), (ntfs_mount / path).lstat()
         assert ours.inode == theirs.st_ino, path
         assert (ours.type is NodeType.DIRECTORY) == stat.S_ISDIR(theirs.st_mode), path
@@ -202,6 +221,8 @@ def test_times_are_exact(volume: NtfsFileSystem) -> None:
 def test_same_bytes_and_links(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
     for path, inode in walk(volume, volume.root):
         kind = volume.attributes(inode).type
+        if path.startswith("reparse/"):
+            continue
         if kind is NodeType.LINK:
             assert volume.read_link(inode) == str((ntfs_mount / path).readlink())
         elif kind is NodeType.FILE:
@@ -217,6 +238,7 @@ FILES = [
     "sparse.bin",
     "tail.bin",
     "fragmented.bin",
+    "scattered.bin",
     "resident.txt",
     "compressed/text.txt",
     "compressed/random.bin",
@@ -294,6 +316,60 @@ def test_wrong_kinds(volume: NtfsFileSystem) -> None:
     with pytest.raises(OSError, match="Invalid") as caught:
         volume.read_link(file)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_reparse_points(volume: NtfsFileSystem) -> None:
+    folder = resolve(volume, "reparse")
+    types = {entry.name: entry.type for entry in volume.entries(folder)}
+    assert types == {
+        "wsl link": NodeType.LINK,
+        "wof": NodeType.FILE,
+        "cloud": NodeType.FILE,
+    }
+    assert volume.read_link(volume.lookup(folder, "wsl link")) == "ä/b"
+    for name, text_of in (("wof", "WOF.*0x80000017"), ("cloud", "cloud file.*0x9000601a")):
+        with pytest.raises(UnsupportedError, match=text_of):
+            volume.open(volume.lookup(folder, name))
+
+
+@pytest.mark.parametrize("path", ["scattered.bin", "names/many links"])
+def test_attribute_lists_are_read_through(volume: NtfsFileSystem, path: str) -> None:
+    record = volume._record(resolve(volume, path))
+    assert any(attribute.type == 0x20 for attribute in record.attributes)
+
+
+@pytest.mark.parametrize(("sector", "cluster"), [(512, 512), (512, 65536), (4096, 4096), (512, 1 << 18)])
+def test_other_sector_and_cluster_sizes(tmp_path: Path, sector: int, cluster: int) -> None:
+    image, mount = tmp_path / "ntfs.img", tmp_path / "mnt"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    content = {f"folder/file {n}": pattern(n, n * 997) for n in range(300)}
+    try:
+        run("mkntfs", "-q", "-F", "-f", "-s", str(sector), "-c", str(cluster), image)
+        with fuse_mount(mount, "ntfs-3g", "-o", "no_detach,compression", image, mount) as root:
+            (root / "folder").mkdir()
+            if cluster <= 4096:
+                os.setxattr(root / "folder", "system.ntfs_attrib_be", (0x810).to_bytes(4, "big"))
+            for name, data in content.items():
+                (root / name).write_bytes(data)
+    except MissingToolError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with FileReader(image) as reader:
+        volume = open_file_system(reader, sector)
+        assert volume is not None
+        assert volume.block_size == cluster
+        assert {name for name, _ in walk(volume, volume.root)} == {*content, "folder"}
+        for name, data in content.items():
+            opened = volume.open(resolve(volume, name))
+            assert opened.read_at(0, opened.size) == data
+
+
+def test_lone_surrogates_survive() -> None:
+    raw = "a".encode("utf-16-le") + b"\x00\xd8" + "😀".encode("utf-16-le")
+    name = decode_name(raw)
+    assert os.fsencode(name) == b"a\xed\xa0\x80" + "😀".encode()
 
 
 def test_threads(ntfs_image: Path, ntfs_mount: Path) -> None:
