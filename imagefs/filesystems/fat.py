@@ -7,7 +7,7 @@ system specification 1.00. Little endian.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -66,22 +66,42 @@ class FatFileSystem(TskFileSystem):
             return b""  # the root, and what TSK adds
         return self._metadata.read(at, 32)
 
-    def _load_listing(self, inode: int) -> Iterator[Entry]:
-        self._check_chain(inode)
-        for entry in super()._load_listing(inode):
-            raw = self._entry(entry.inode)
-            is_file = raw[:1] == bytes([_EXFAT_FILE]) if self._is_exfat else raw and not raw[11] & _VOLUME_ID
-            if is_file:
-                yield entry
+    def _load_listing(self, inode: int) -> Iterable[Entry]:
+        """Return what TSK lists of the names that the directory holds; it has to list all of them."""
+        stored = self._stored(inode)
+        entries = [entry for entry in super()._load_listing(inode) if entry.inode in stored]
+        if len(entries) < len(stored):
+            raise DamagedError(f"directory {inode}: {len(entries)} of its {len(stored)} names can be read")
+        return entries
 
-    def _check_chain(self, inode: int) -> None:
-        """Raise where a directory's clusters end early: TSK would list the names before that."""
+    def _stored(self, inode: int) -> set[int]:
+        """Return the inode numbers of a directory's entries, up to its end mark.
+
+        TSK goes beyond that, and leaves out without a word what it takes for no entry.
+        """
         with self._image.calls(f"directory {inode}"):
             node = self._fs.open_meta(inode)
             size = int(node.info.meta.size)
-            found = sum(run.length for run in data_runs(node)) * self._unit
-        if found < size:
-            raise DamagedError(f"directory {inode}: {found} of its {size} bytes have a place on the volume")
+            runs = data_runs(node)
+        if sum(run.length for run in runs) * self._unit < size:
+            raise DamagedError(f"directory {inode}: a part of its {size} bytes has no place on the volume")
+        numbers: set[int] = set()
+        for run in runs:
+            at = run.addr * self._unit
+            if at + run.length * self._unit > self._reader.size:
+                raise DamagedError(f"directory {inode}: its data at {at} lies outside the volume")
+            raw = self._reader.read_at(at, run.length * self._unit)
+            first = _FIRST_INODE + (at - self._data_start) // 32
+            for index, (mark, attributes) in enumerate(zip(raw[::32], raw[11::32], strict=True)):
+                if mark == 0:
+                    return numbers
+                if self._is_exfat:
+                    is_node = mark == _EXFAT_FILE
+                else:  # neither deleted, "." or "..", the label, nor a part of a long name
+                    is_node = mark not in (0xE5, 0x2E) and not attributes & _VOLUME_ID
+                if is_node:
+                    numbers.add(first + index)
+        return numbers
 
     def _load_attributes(self, inode: int) -> Attributes:
         node = super()._load_attributes(inode)

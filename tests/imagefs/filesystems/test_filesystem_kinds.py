@@ -269,6 +269,32 @@ def test_exfat_valid_length(tmp_path: Path) -> None:
     assert contents(reopened.open(inode)) == content[:100_001] + bytes(len(content) - 100_001)
 
 
+def test_fat_directories_end_at_their_mark_and_are_whole(tmp_path: Path) -> None:
+    built = needed(lambda: fat_volume(tmp_path, "FAT16", many=40))
+    data = bytearray(image_of(built).read_bytes())
+    volume = open_file_system(BytesReader(bytes(data)))
+    assert volume is not None
+    folder = volume.lookup(volume.root, "many")
+    names = [entry.name for entry in volume.entries(folder)]
+    assert len(names) == 40
+    reserved, root_entries, length = (struct.unpack_from("<H", data, at)[0] for at in (14, 17, 22))
+    start = (reserved + 2 * length) * 512
+    assert root_entries
+    last = start + (volume.lookup(folder, names[-1]) - 3) * 32
+    while data[last - 32 + 11] == 0x0F:
+        last -= 32
+    data[last] = 0  # the end mark: the entries of one file stay behind it
+    reopened = open_file_system(BytesReader(bytes(data)))
+    assert reopened is not None
+    assert [entry.name for entry in reopened.entries(folder)] == names[:-1]
+    first = start + (volume.lookup(folder, names[0]) - 3) * 32
+    data[first + 1 : first + 3] = b"\x01\x02"  # characters that no short name has
+    broken = open_file_system(BytesReader(bytes(data)))
+    assert broken is not None
+    with pytest.raises(DamagedError, match="38 of its 39 names"):
+        broken.entries(folder)
+
+
 def make_ext(folder: Path, *features: str, commands: str = "", block: int = 1024) -> FileSystem:
     source = folder / "source"
     (source / "folder").mkdir(parents=True)
