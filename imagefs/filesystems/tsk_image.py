@@ -12,9 +12,10 @@ from formats.errors import DamagedError, FormatError
 
 _CACHE_LENGTH = 65536  # bytes TSK reads at once into its cache (TSK_IMG_INFO_CACHE_LEN)
 _STEP = 1 << 20  # bytes asked of TSK at once: it holds the lock meanwhile
+_HFS_DATA = int(pytsk3.TSK_FS_ATTR_TYPE_HFS_DATA)
 _DATA_TYPES = {
     int(pytsk3.TSK_FS_ATTR_TYPE_DEFAULT),
-    int(pytsk3.TSK_FS_ATTR_TYPE_HFS_DATA),
+    _HFS_DATA,
     int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_DATA),
 }
 
@@ -115,9 +116,12 @@ class TskFile(BlockReader):
 
 
 def data_attribute(node: Any) -> Any | None:
-    """Return the unnamed data attribute of a TSK file, None where it has none."""
+    """Return the data attribute of a TSK file that is its content, None where it has none."""
+    found = None
     for attribute in node:
-        info = attribute.info
-        if int(info.type) in _DATA_TYPES and not info.name:
-            return attribute
-    return None
+        kind, name = int(attribute.info.type), attribute.info.name
+        if kind == _HFS_DATA and name in (b"DATA", b"DECOMP"):
+            return attribute  # an HFS+ file's compressed data; the unnamed one beside it is empty
+        if kind in _DATA_TYPES and not name and found is None:
+            found = attribute
+    return found
