@@ -7,7 +7,7 @@ import pytest
 
 import formats
 from fixtures import disks
-from fixtures.mrimgx_writer import REAL_QUIRKS, Quirks, SetWriter, every_block
+from fixtures.mrimgx_writer import REAL_QUIRKS, Quirks, SetWriter, every_block, file_backup_writer
 from fixtures.partition_tables import BuiltDisk
 from formats.container import Role
 from formats.errors import DuplicateMemberError, IncompleteSetError, PasswordError, UnsupportedError
@@ -302,17 +302,23 @@ def test_stored_zeros_and_incompressible_blocks(plain: list[BuiltDisk], tmp_path
     check_point(written)
 
 
-def test_file_and_folder_backups(plain: list[BuiltDisk], tmp_path: Path) -> None:
-    """``.mrbakx``: a start that is not the partition's, large blocks, an index that ends early."""
-    built = disks.fat_disk(tmp_path, "FAT16")
-    writer = SetWriter(
-        tmp_path / "set",
-        extension="mrbakx",
-        backup_format="file_and_folder",
-        block_size=262144,
-        quirks=Quirks(file_system_start=1048576 + 512, index_alignment=1),
-    )
-    check_point(writer.full([built]))
+def test_file_and_folder_backups(tmp_path: Path) -> None:
+    """``.mrbakx`` as in the vendor's example: a start of its own, an index that ends early."""
+    built = disks.file_backup_disk(tmp_path)
+    written = file_backup_writer(tmp_path / "set", built).full([built])
+    assert written.path.suffix == ".mrbakx"
+    with opened_point(written) as point, built.path.open("rb") as source:
+        (disk,) = point.disks
+        assert (disk.sector_size, disk.size) == (4096, built.size)
+        reader = disk.reader()
+        for extent in reader.extents():
+            source.seek(extent.offset)
+            if extent.is_data:
+                assert reader.read_at(extent.offset, extent.length) == source.read(extent.length)
+            else:
+                head = source.read(min(extent.length, 1 << 20))
+                assert head.count(0) == len(head)
+        assert not [bad for check in point.checks() for bad in check.run().bad]
 
 
 def test_sidecars_are_no_members(plain: list[BuiltDisk], tmp_path: Path) -> None:
