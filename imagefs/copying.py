@@ -53,8 +53,14 @@ class _Copy:
         self._progress = progress
         self._total = 0
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._targets: set[Path] = set()
         self.directories: list[_Job] = []
         self.files: list[_Job] = []
+
+    def stop(self) -> None:
+        """Let the files that are being copied end soon, without a trace."""
+        self._stopped.set()
 
     def fail(self, path: str, error: Exception) -> None:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
@@ -72,12 +78,18 @@ class _Copy:
         while waiting:
             job = waiting.pop()
             if job.attributes.type is not NodeType.DIRECTORY:
+                if job.target in self._targets:
+                    self.fail(
+                        job.path, FileExistsError(errno.EEXIST, "another file of this copy has its name")
+                    )
+                    continue
+                self._targets.add(job.target)
                 self.files.append(job)
                 self._total += job.attributes.size
                 continue
             try:
-                _make_directory(job.target)
                 entries = self.tree.entries_with_attributes(job.attributes.inode)
+                _make_directory(job.target)  # not before: an empty one would tell that nothing is in it
             except (OSError, FormatError) as error:
                 self.fail(job.path, error)
                 continue
@@ -141,6 +153,8 @@ class _Copy:
                     self.done(extent.length)
                     continue
                 for offset in range(extent.offset, extent.end, _STEP):
+                    if self._stopped.is_set():
+                        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     data = memoryview(handle.read(offset, min(_STEP, extent.end - offset)))
                     size, position = len(data), offset
                     while data:
@@ -180,7 +194,7 @@ class _Copy:
 def copy_out(
     tree: ImageTree,
     paths: Sequence[str],
-    target: Path,
+    target: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
@@ -188,17 +202,21 @@ def copy_out(
     """Copy nodes of a tree, directories with all that is in them.
 
     ``target`` is a directory to copy into, or, for one path, a name that is not there yet or a file to
-    replace. Times, symbolic links and holes are kept. Each file is written under a temporary name in its
-    folder and renamed; what is there is never replaced unless ``overwrite``. What can't be copied is
-    told in the result, and the rest goes on. Raises OSError when a path is not in the tree or the target
-    is no place for it.
+    replace. Times, symbolic links and holes are kept, hard links become files of their own. Each file is
+    written under a temporary name in its folder and renamed; what is there is never replaced unless
+    ``overwrite``. What can't be copied is told in the result, and the rest goes on. Raises OSError when a
+    path is not in the tree or the target is no place for it, FormatError when a path can't be read.
     """
     copy = _Copy(tree, overwrite=overwrite, progress=progress)
+    is_named_as_folder = os.fspath(target).endswith(os.sep)
+    target = Path(target)
     into = target.is_dir()
     if not into and len(paths) > 1:
         raise NotADirectoryError(
             errno.ENOTDIR, "several things can only be copied into a folder", str(target)
         )
+    if not into and is_named_as_folder:
+        raise NotADirectoryError(errno.ENOTDIR, "there is no such folder", str(target))
     if not into and not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     jobs = []
@@ -214,6 +232,7 @@ def copy_out(
             for future in futures:
                 future.result()
         except BaseException:
+            copy.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for job in reversed(copy.directories):  # the innermost first: what comes into one changes its time

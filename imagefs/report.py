@@ -6,7 +6,7 @@ from typing import Any
 from formats.container import BadBlock, Container, Disk, Partition, Point
 from formats.errors import FormatError
 from imagefs.source import Source
-from imagefs.tree import own_number
+from imagefs.tree import own_number, unreadable_reason
 from mounters.tree import Attributes
 
 
@@ -33,7 +33,7 @@ def info_document(container: Container, point: Point) -> dict[str, Any]:
         "image_id": point.image_id,
         "file_number": point.file_number,
         "increment": point.increment,
-        "role": str(point.role),
+        "role": _role(point),
         "created": _created(point),
         "complete": point.problem is None,
         "missing_files": list(point.missing_files),
@@ -89,7 +89,7 @@ def points_document(source: Source) -> dict[str, Any]:
 def _point_document(point: Point) -> dict[str, Any]:
     return {
         "path": str(point.path),
-        "name": point.name,
+        "name": _name(point),
         "increment": point.increment,
         "file_number": point.file_number,
         "role": _role(point),
@@ -101,6 +101,11 @@ def _point_document(point: Point) -> dict[str, Any]:
     }
 
 
+def _name(point: Point) -> str:
+    """Return the name of a point in the tree, of a broken one that has none its file's."""
+    return point.name if _role(point) is not None else point.path.name
+
+
 def _role(point: Point) -> str | None:
     try:
         return str(point.role)
@@ -110,18 +115,15 @@ def _role(point: Point) -> str | None:
 
 def _reason(point: Point) -> str | None:
     """Return why a point can't be read now."""
-    if point.problem is not None:
-        return str(point.problem.what)
-    try:
-        point.require_key()
-    except FormatError as error:
-        return str(error)
-    return None
+    reason = unreadable_reason(point)
+    if reason is None:
+        return None
+    return str(reason.what) if reason is point.problem else str(reason)
 
 
-def entry_document(name: str, attributes: Attributes) -> dict[str, Any]:
-    """Return what ``ls`` tells of a node."""
-    return {
+def entry_document(name: str, attributes: Attributes, target: str | None = None) -> dict[str, Any]:
+    """Return what ``ls`` tells of a node; ``target`` is a link's."""
+    document = {
         "name": name,
         "type": str(attributes.type),
         "size": attributes.size,
@@ -129,6 +131,9 @@ def entry_document(name: str, attributes: Attributes) -> dict[str, Any]:
         "created": time_text(attributes.created),
         "inode": own_number(attributes.inode),
     }
+    if target is not None:
+        document["target"] = target
+    return document
 
 
 def bad_document(bad: BadBlock) -> dict[str, Any]:

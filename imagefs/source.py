@@ -9,7 +9,7 @@ from typing import Self
 import formats
 from formats.container import Container, Point
 from formats.errors import FormatError, NotAnImageError, PasswordError
-from imagefs.tree import ImageTree
+from imagefs.tree import ImageTree, unreadable_reason
 
 
 class Source:
@@ -35,6 +35,13 @@ class Source:
         """Whether a password is needed for any of it."""
         return any(container.is_encrypted for container in self.sets)
 
+    @property
+    def left_out(self) -> Mapping[Point, FormatError]:
+        """The points that can't be read now, each with the reason; a folder's tree doesn't show them."""
+        points = (point for container in self.sets for point in container.points)
+        reasons = ((point, unreadable_reason(point)) for point in points)
+        return {point: reason for point, reason in reasons if reason is not None}
+
     def unlock(self, password: str) -> None:
         """Make encrypted sets readable; raises PasswordError when the password fits none of them."""
         encrypted = [container for container in self.sets if container.is_encrypted]
@@ -50,9 +57,17 @@ class Source:
     def tree(self, volume: str = "") -> ImageTree:
         """Return the tree of the point, or of the folder; ``volume`` ("disk4/p1") roots it there.
 
-        Raises FormatError when the point can't be read, OSError when there is no such volume.
+        Raises FormatError when the point, or no point of the folder, can be read, OSError when there is
+        no such volume.
         """
-        tree = ImageTree.of_point(self.point) if self.point is not None else ImageTree.of_sets(self.sets)
+        if self.point is not None:
+            tree = ImageTree.of_point(self.point)
+        else:
+            left_out = self.left_out
+            if len(left_out) == sum(len(container.points) for container in self.sets):
+                nothing = NotAnImageError("no backup point, only parts of sets", path=self.path)
+                raise next(iter([*left_out.values(), *self.unreadable.values(), nothing]))
+            tree = ImageTree.of_sets(self.sets)
         if volume:
             tree.set_root(volume)
         return tree

@@ -40,6 +40,7 @@ class _Directory:
     inode: int
     created: int  # nanoseconds
     load: "Callable[[], Mapping[str, _Node]]"
+    left_out: Mapping[str, FormatError] = field(default_factory=dict)  # names not listed, and why
     children: "Mapping[str, _Node] | None" = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,18 +91,28 @@ class ImageTree(Tree):
 
     @classmethod
     def of_sets(cls, sets: Sequence[Container]) -> "ImageTree":
-        """Return the tree of a folder's sets. Points that can't be read are left out."""
+        """Return the tree of a folder's sets.
+
+        Points that can't be read, and sets without any other, are not listed; who asks for them by name
+        is told why.
+        """
         tree = cls()
-        readable = {container: readable_points(container) for container in sets}
-        shown: dict[str, _Node] = {
-            container.image_id: tree._add_directory(points[-1], partial(tree._load_set, points))
-            for container, points in readable.items()
-            if points
-        }
-        tree._total = sum(disk.size for points in readable.values() for p in points[-1:] for disk in p.disks)
+        shown: dict[str, _Node] = {}
+        left_out: dict[str, FormatError] = {}
+        for container in sets:
+            reasons = [(point, unreadable_reason(point)) for point in container.points]
+            points = [point for point, reason in reasons if reason is None]
+            refused = [(point, reason) for point, reason in reasons if reason is not None]
+            if points:
+                names = {name: reason for point, reason in refused if (name := _name_of(point)) is not None}
+                shown[container.image_id] = tree._add_directory(
+                    points[-1], partial(tree._load_set, points), names
+                )
+                tree._total += sum(disk.size for disk in points[-1].disks)
+            elif refused:
+                left_out[container.image_id] = refused[-1][1]
         created = max((node.created for node in shown.values()), default=0)
-        root = _Directory(0, created, lambda: shown)
-        tree.root = tree._add(root).inode
+        tree.root = tree._add(_Directory(0, created, lambda: shown, left_out)).inode
         return tree
 
     def set_root(self, path: str) -> None:
@@ -119,8 +130,13 @@ class ImageTree(Tree):
             self._nodes[node.inode] = node
             return node
 
-    def _add_directory(self, point: Point, load: "Callable[[], Mapping[str, _Node]]") -> "_Node":
-        return self._add(_Directory(0, _nanoseconds(point), load))
+    def _add_directory(
+        self,
+        point: Point,
+        load: "Callable[[], Mapping[str, _Node]]",
+        left_out: Mapping[str, FormatError] | None = None,
+    ) -> "_Node":
+        return self._add(_Directory(0, _nanoseconds(point), load, left_out or {}))
 
     def _load_set(self, points: Sequence[Point]) -> "Mapping[str, _Node]":
         return {point.name: self._add_directory(point, partial(self._load_point, point)) for point in points}
@@ -214,20 +230,23 @@ class ImageTree(Tree):
         if not volume:
             return super().entries_with_attributes(inode)
         high = volume << _VOLUME_SHIFT
-        return [
-            (
-                entry._replace(inode=high | entry.inode),
-                replace(known, inode=high | known.inode) if known is not None else None,
-            )
-            for entry, known in self._volume(volume).entries_with_attributes(own)
-        ]
+        try:
+            return [
+                (entry._replace(inode=high | entry.inode), replace(known, inode=high | known.inode))
+                for entry, known in self._volume(volume).entries_with_attributes(own)
+            ]
+        except FormatError:  # of one or more entries; if it is the directory's, it is raised here again
+            return super().entries_with_attributes(inode)
 
     def lookup(self, inode: int, name: str) -> int:
         """Return the inode number of a name in a directory."""
         volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
         if volume:
             return volume << _VOLUME_SHIFT | self._volume(volume).lookup(own, name)
-        node = self._children(self._directory(own)).get(name)
+        directory = self._directory(own)
+        if name in directory.left_out:
+            raise _again(directory.left_out[name])
+        node = self._children(directory).get(name)
         if node is None:
             raise not_found(name)
         return self._inode_of(node)
@@ -252,6 +271,13 @@ class ImageTree(Tree):
         if isinstance(node, _Raw):
             return node.open()
         raise is_a_directory("")
+
+    def resolve(self, path: str) -> int:
+        """Return the inode number of a path; an OSError names all of it."""
+        try:
+            return super().resolve(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
 
     def size(self) -> int:
         """Return the bytes of the disks shown."""
@@ -281,21 +307,33 @@ class ImageTree(Tree):
     def _directory(self, own: int) -> _Directory:
         node = self._node(own)
         if isinstance(node, _Volume) and node.problem is not None:
-            raise node.problem
+            raise _again(node.problem)
         if not isinstance(node, _Directory):
             raise not_a_directory("")
         return node
 
 
-def readable_points(container: Container) -> Sequence[Point]:
-    """Return the points of a set that can be read now."""
-    points = []
-    for point in container.points:
-        if point.problem is None:
-            with suppress(FormatError):
-                point.require_key()
-                points.append(point)
-    return points
+def unreadable_reason(point: Point) -> FormatError | None:
+    """Return why a point can't be read now, None when it can."""
+    if point.problem is not None:
+        return point.problem
+    try:
+        point.require_key()
+    except FormatError as error:
+        return error
+    return None
+
+
+def _name_of(point: Point) -> str | None:
+    """Return a point's name; one that is part of a broken set may have none."""
+    with suppress(FormatError):
+        return point.name
+    return None
+
+
+def _again(error: FormatError) -> FormatError:
+    """Return an error that is kept and raised many times; else each time would lengthen its traceback."""
+    return error.with_traceback(None)
 
 
 def own_number(inode: int) -> int:

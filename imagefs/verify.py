@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from formats.container import BadBlock, Check, CheckResult
+from formats.container import BadBlock, Check, CheckResult, Container
 from formats.errors import FormatError
 from imagefs.source import Source
 
@@ -20,7 +20,7 @@ class Verification:
     blocks_checked: int = 0
     bytes_checked: int = 0
     bad: list[BadBlock] = field(default_factory=list)
-    incomplete: list[FormatError] = field(default_factory=list)
+    incomplete: list[FormatError] = field(default_factory=list)  # what of a folder could not be checked
 
     @property
     def ok(self) -> bool:
@@ -32,7 +32,8 @@ def verify(source: Source, progress: Callable[[int, int], None] = lambda done, t
     """Check every metadata block and every data block of a point, or of all points of a folder.
 
     ``progress`` is called with the blocks done and their number at the most. Raises FormatError when an
-    image file's point is incomplete or locked; of a folder, incomplete points are told in the result.
+    image file's point is incomplete or locked; of a folder, incomplete points and locked sets are told
+    in the result and the rest is checked.
     """
     result = Verification()
     if source.point is not None:
@@ -41,15 +42,29 @@ def verify(source: Source, progress: Callable[[int, int], None] = lambda done, t
         source.point.require_key()
         _run(source.point.checks(), result, progress, source.point.blocks_to_check())
         return result
-    points = [point for container in source.sets for point in container.points]
-    for point in points:
-        point.require_key()
-    result.incomplete = [point.problem for point in points if point.problem is not None]
+    unlocked = []
+    for container in source.sets:
+        result.incomplete += [point.problem for point in container.points if point.problem is not None]
+        locked = _locked(container)
+        if locked is None:
+            unlocked.append(container)
+        else:
+            result.incomplete.append(locked)
     for path, error in source.unreadable.items():
         result.bad.append(BadBlock(path, None, None, error.what))
-    checks = (check for container in source.sets for check in container.checks())
-    _run(checks, result, progress, sum(container.blocks_to_check() for container in source.sets))
+    checks = (check for container in unlocked for check in container.checks())
+    _run(checks, result, progress, sum(container.blocks_to_check() for container in unlocked))
     return result
+
+
+def _locked(container: Container) -> FormatError | None:
+    """Return why a set can't be decrypted now."""
+    for point in container.points:
+        try:
+            point.require_key()
+        except FormatError as error:
+            return error
+    return None
 
 
 def _run(

@@ -2,16 +2,17 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from typer.exceptions import TyperException
 
 from imagefs.cli import cat, cp, info, ls, mount, points, umount, verify
-from imagefs.cli.common import ExitCode, errors, exit_code_of, message_of
+from imagefs.cli.common import ExitCode, drop_output, exit_code_of, flush_output, message_of, say
 from mounters.controller import ready_fd, report_failure
 
 app = typer.Typer(
@@ -42,27 +43,46 @@ def options(
     )
 
 
-def say(message: str) -> None:
-    """Print one line on standard error."""
-    errors.print(f"imagefs: {escape(message)}", soft_wrap=True)
+def _open_standard_streams() -> None:
+    """Let closed standard streams lead nowhere, lest a file opened later be taken for one of them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _heed_signals() -> None:
+    """Let SIGTERM, and a terminal that is closed, interrupt as Ctrl-C does: nothing is left behind."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # else nohup started us
+            signal.signal(number, _interrupt)
 
 
 def main() -> None:
     """Run the command line and exit with its code; errors become one line on standard error."""
+    _open_standard_streams()
+    _heed_signals()
     fd = ready_fd()  # where this is the serving process of a mount, its starter waits for a word
     mount.starter = fd
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
+        flush_output()
     except TyperException as error:
-        say(f"{error.format_message()} (imagefs COMMAND --help tells more)")
+        if error.format_message():  # else the help was asked for, by no arguments
+            say(f"{' '.join(error.format_message().split())} (imagefs COMMAND --help tells more)")
         code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough. Nothing more can be written, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has enough
+        drop_output()
         code = ExitCode.DONE
     except Exception as error:
         if "--debug" in sys.argv:

@@ -1,11 +1,12 @@
 """``imagefs cat``: write files of the tree to standard output."""
 
-import sys
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
-from imagefs.cli.common import PasswordFile, SourceArgument, opened
+from imagefs.cli.common import PasswordFile, SourceArgument, opened, write_output
+from mounters.tree import NodeType, is_a_directory
 
 _STEP = 1 << 20
 
@@ -17,14 +18,20 @@ def cat(
 ) -> None:
     """Write files to standard output, one behind the other; disks and partitions end in .raw.
 
+    Nothing is written unless all of them are there.
+
     Example: imagefs cat 2394E9AA621DDC3A-00-00.mrimgx disk4/p1/readme.txt
 
     Exit codes: 0 · 2 when there is no such path · 3 · 4 · 5 · 7.
     """
-    with opened(source, password_file) as opened_source:
+    with opened(source, password_file) as opened_source, ExitStack() as stack:
         tree = opened_source.tree()
-        for inode in [tree.resolve(path) for path in paths]:
-            with tree.open(inode) as file:
-                for offset in range(0, file.size, _STEP):
-                    sys.stdout.buffer.write(file.read(offset, _STEP))
-    sys.stdout.buffer.flush()
+        files = []
+        for path in paths:
+            inode = tree.resolve(path)
+            if tree.attributes(inode).type is NodeType.DIRECTORY:
+                raise is_a_directory(path)
+            files.append(stack.enter_context(tree.open(inode)))
+        for file in files:
+            for offset in range(0, file.size, _STEP):
+                write_output(file.read(offset, _STEP))

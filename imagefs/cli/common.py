@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -29,8 +32,9 @@ from mounters.controller import MountError
 
 PASSWORD_VARIABLE = "IMAGEFS_PASSWORD"  # noqa: S105  (a name, not a password)
 
-output = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False)
+# Nothing is wrapped or cut to the terminal's width, and ":bomb:" in a name stays what it is.
+output = Console(highlight=False, emoji=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 class ExitCode(IntEnum):
@@ -66,7 +70,38 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def print_json(document: Any) -> None:
     """Print a document; bytes of names that are no Unicode survive as surrogate escapes in ASCII."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+    write_output(json.dumps(document, indent=2, ensure_ascii=True).encode() + b"\n")
+
+
+def write_output(data: bytes) -> None:
+    """Write to standard output; an OSError names it, and what could not be written is dropped.
+
+    A pipe that nobody reads any more is BrokenPipeError.
+    """
+    with _named_output():
+        sys.stdout.buffer.write(data)
+
+
+def flush_output() -> None:
+    """Write what is kept for standard output; errors as in ``write_output``."""
+    with _named_output():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _named_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        drop_output()
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def drop_output() -> None:
+    """Give up what is still to be written, which the interpreter would try at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def given_password(password_file: Path | None) -> str | None:
@@ -101,6 +136,14 @@ def opened(path: Path, password_file: Path | None = None, *, ask: bool = True) -
         yield source
 
 
+def tell_left_out(source: Source) -> None:
+    """Say on standard error that a folder's tree lacks points that can't be read now."""
+    count = len(source.left_out) + len(source.unreadable)
+    if source.is_folder and count:
+        what = "point or file is" if count == 1 else "points or files are"
+        say(f"{count} {what} not shown, imagefs points {source.path} tells why")
+
+
 @contextmanager
 def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
     """Show a bar of bytes on a terminal; nothing in a pipe."""
@@ -119,15 +162,20 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
 
 def message_of(error: BaseException) -> str:
     """Return one line that says what went wrong."""
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror or error}"
+    if isinstance(error, OSError) and error.filename:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
     elif isinstance(error, OSError):
         text = error.strerror or str(error)
     elif isinstance(error, (FormatError, MountError)):
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error} (a fault of imagefs; --debug shows where)"
-    return " ".join(text.split())
+    return name_text(text)
+
+
+def say(message: str) -> None:
+    """Print one line on standard error."""
+    errors.print(f"imagefs: {escape(name_text(message))}")
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -147,6 +195,27 @@ def size_text(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+    """Yield lines of aligned columns, in markup; those named by ``right`` are aligned to the right.
+
+    Never wrapped and never cut: what comes last may be as long as it is.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for number, (text, width) in enumerate(zip(row, widths, strict=True)):
+            blank = " " * (width - cell_len(text))
+            last = number == len(row) - 1  # whose own spaces at the end count, and need no more
+            cells.append(blank + escape(text) if number in right else escape(text) + blank * (not last))
+        yield "  ".join(cells)
+
+
+def natural(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """Return what names are sorted by: numbers in them by value, capitals beside small letters."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), name
 
 
 def name_text(name: str) -> str:

@@ -1,19 +1,16 @@
 """``imagefs cp``: copy files and directories out of an image."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from imagefs.cli.common import (
     ExitCode,
     PasswordFile,
     SourceArgument,
-    errors,
-    name_text,
     opened,
     progress_bar,
+    say,
 )
 from imagefs.copying import copy_out
 
@@ -29,8 +26,9 @@ def cp(
 ) -> None:
     """Copy files and directories, with all that is in them, out of an image.
 
-    Times, links and holes are kept. What is there already is left alone, and told, unless --overwrite is
-    given. A file that can't be read is told and the others are copied.
+    Times, symbolic links and holes are kept; hard links become files of their own. What is there already
+    is left alone, and told, unless --overwrite is given. A file that can't be read is told and the others
+    are copied.
 
     Example: imagefs cp 2394E9AA621DDC3A-00-00.mrimgx disk4/p1/readme.txt .
 
@@ -43,11 +41,11 @@ def cp(
         result = copy_out(
             opened_source.tree(),
             wanted,
-            Path(target),
+            target,
             overwrite=overwrite,
             progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
         )
     for failure in result.failures:
-        errors.print(f"imagefs: {escape(name_text(failure))}", soft_wrap=True)
+        say(failure)
     if result.failures:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)

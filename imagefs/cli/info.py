@@ -1,10 +1,9 @@
 """``imagefs info``: what one image file holds."""
 
 from rich.markup import escape
-from rich.table import Table
 
 from formats.errors import NotAnImageError
-from imagefs.cli.common import ImageArgument, Json, opened, output, print_json, size_text
+from imagefs.cli.common import ImageArgument, Json, columns, name_text, opened, output, print_json, size_text
 from imagefs.report import info_document
 
 
@@ -22,7 +21,7 @@ def info(image: ImageArgument, json: Json = False) -> None:
     if json:
         print_json(document)
         return
-    complete = "yes" if document["complete"] else f"[red]no[/red]: {escape(document['problem'])}"
+    complete = "yes" if document["complete"] else f"[red]no[/red]: {escape(name_text(document['problem']))}"
     rows = {
         "format": document["format"],
         "set": document["image_id"],
@@ -39,14 +38,17 @@ def info(image: ImageArgument, json: Json = False) -> None:
             f"\n[bold]{disk['name']}[/bold]  {size_text(disk['size'])}, {disk['scheme']},"
             f" {disk['sector_size']}-byte sectors"
         )
-        table = Table("name", "file system", "label", "offset", "size", "blocks stored", box=None)
-        for part in disk["partitions"]:
-            table.add_row(
+        table = [("name", "file system", "label", "offset", "size", "blocks stored")]
+        table += [
+            (
                 part["name"],
-                escape(part["file_system"]),
-                escape(part["label"]),
+                name_text(part["file_system"]),
+                name_text(part["label"]),
                 str(part["offset"]),
                 size_text(part["size"]),
                 f"{part['stored_blocks']} of {part['block_count']}",
             )
-        output.print(table)
+            for part in disk["partitions"]
+        ]
+        for line in columns(table, right=(3, 4)):
+            output.print(line)

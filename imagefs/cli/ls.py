@@ -1,11 +1,8 @@
 """``imagefs ls``: list a directory of the tree."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from formats.errors import FormatError
 from imagefs.cli.common import (
@@ -13,12 +10,15 @@ from imagefs.cli.common import (
     Json,
     PasswordFile,
     SourceArgument,
-    errors,
+    columns,
     message_of,
     name_text,
+    natural,
     opened,
     output,
     print_json,
+    say,
+    tell_left_out,
 )
 from imagefs.report import entry_document, time_text
 from mounters.tree import Attributes, NodeType
@@ -41,35 +41,34 @@ def ls(
     with opened(source, password_file) as opened_source:
         tree = opened_source.tree()
         inode = tree.resolve(path)
+        if inode == tree.root:
+            tell_left_out(opened_source)
         attributes = tree.attributes(inode)
-        failures = []
+        listed: list[tuple[str, int, Attributes | None]]
         if attributes.type is NodeType.DIRECTORY:
-            found = []
-            for entry, known in tree.entries_with_attributes(inode):
-                try:
-                    found.append((entry.name, known or tree.attributes(entry.inode)))
-                except (FormatError, OSError) as error:
-                    failures.append(f"{path}/{entry.name}: {message_of(error)}")
+            listed = [(e.name, e.inode, known) for e, known in tree.entries_with_attributes(inode)]
         else:
-            found = [(path.rstrip("/").rpartition("/")[2], attributes)]
-    found.sort(key=lambda item: item[0])
-    for failure in failures:
-        errors.print(f"imagefs: {escape(name_text(failure))}", soft_wrap=True)
+            listed = [(path.rstrip("/").rpartition("/")[2], inode, attributes)]
+        found, failed = [], False
+        for name, number, maybe in sorted(listed, key=lambda item: natural(item[0])):
+            try:
+                known = maybe or tree.attributes(number)
+                target = tree.read_link(number) if known.type is NodeType.LINK else None
+            except (FormatError, OSError) as error:
+                say(f"{path}/{name}: {message_of(error)}")
+                failed = True
+            else:
+                found.append((name, known, target))
     if json:
-        print_json({"entries": [entry_document(name, known) for name, known in found]})
+        print_json({"entries": [entry_document(name, known, target) for name, known, target in found]})
     else:
-        output.print(_table(found))
-    if failures:
+        for line in columns([_row(*item) for item in found], right=(1,)):
+            output.print(line)
+    if failed:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)
 
 
-def _table(found: Sequence[tuple[str, Attributes]]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_column(no_wrap=True, overflow="ignore")
-    for name, known in found:
-        modified = time_text(known.modified).partition(".")[0].removesuffix("Z")
-        table.add_row(_MARKS[known.type], str(known.size), modified, escape(name_text(name)))
-    return table
+def _row(name: str, known: Attributes, target: str | None) -> tuple[str, str, str, str]:
+    modified = time_text(known.modified).partition(".")[0].removesuffix("Z")
+    shown = name_text(name) + (f" -> {name_text(target)}" if target is not None else "")
+    return _MARKS[known.type], str(known.size), modified, shown

@@ -1,9 +1,18 @@
 """``imagefs points``: the backup points of a folder or of an image's set."""
 
 from rich.markup import escape
-from rich.table import Table
 
-from imagefs.cli.common import Json, PasswordFile, SourceArgument, opened, output, print_json, size_text
+from imagefs.cli.common import (
+    Json,
+    PasswordFile,
+    SourceArgument,
+    columns,
+    name_text,
+    opened,
+    output,
+    print_json,
+    size_text,
+)
 from imagefs.report import points_document
 
 
@@ -24,10 +33,14 @@ def points(source: SourceArgument, password_file: PasswordFile = None, json: Jso
     for backup_set in document["sets"]:
         locked = ", encrypted" if backup_set["encrypted"] else ""
         output.print(f"[bold]{backup_set['image_id']}[/bold]{locked}")
-        table = Table("point", "file", "stored", "", box=None)
-        for point in backup_set["points"]:
-            reason = f"[red]{escape(point['reason'])}[/red]" if point["reason"] else ""
-            table.add_row(point["name"], escape(point["path"]), size_text(point["stored_bytes"]), reason)
-        output.print(table)
+        rows = [
+            (point["name"], size_text(point["stored_bytes"]), name_text(point["path"]))
+            for point in backup_set["points"]
+        ]
+        for line, point in zip(columns(rows, right=(1,)), backup_set["points"], strict=True):
+            output.print(f"  {line}")
+            if point["reason"]:
+                output.print(f"    [red]can't be read[/red]: {escape(name_text(point['reason']))}")
     for file in document["unreadable"]:
-        output.print(f"[red]can't be read[/red]: {escape(file['path'])}: {escape(file['reason'])}")
+        told = escape(name_text(f"{file['path']}: {file['reason']}"))
+        output.print(f"[red]can't be read[/red]: {told}")

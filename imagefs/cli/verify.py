@@ -9,6 +9,7 @@ from imagefs.cli.common import (
     Json,
     PasswordFile,
     SourceArgument,
+    name_text,
     opened,
     output,
     print_json,
@@ -22,6 +23,8 @@ _BLOCK = 65536  # bytes a block has as a rule; for the progress bar alone
 
 def verify(source: SourceArgument, password_file: PasswordFile = None, json: Json = False) -> None:
     """Check every metadata block and every data block of a point, or of all points of a folder.
+
+    Of a folder, sets that are locked or incomplete are told and the others are checked.
 
     Example: imagefs verify /backups
 
@@ -46,13 +49,13 @@ def verify(source: SourceArgument, password_file: PasswordFile = None, json: Jso
         for bad in result.bad:
             where = "" if bad.block is None else f" block {bad.block}"
             place = f" {bad.partition}{where}:" if bad.partition else ""
-            output.print(f"[red]bad[/red] {escape(str(bad.file))}:{escape(place)} {escape(bad.reason)}")
+            output.print(f"[red]bad[/red] {escape(name_text(f'{bad.file}:{place} {bad.reason}'))}")
         for problem in result.incomplete:
-            output.print(f"[red]incomplete[/red] {escape(str(problem))}")
+            output.print(f"[red]not checked[/red] {escape(name_text(str(problem)))}")
         state = "[green]all good[/green]" if result.ok else f"[red]{len(result.bad)} bad[/red]"
         checked = f"{result.blocks_checked} blocks, {size_text(result.bytes_checked)}"
         output.print(f"{checked} checked: {state}")
     if result.bad:
         raise typer.Exit(ExitCode.DIFFERENT)
     if result.incomplete:
-        raise typer.Exit(ExitCode.INCOMPLETE)
+        raise typer.Exit(max(problem.exit_code for problem in result.incomplete))
