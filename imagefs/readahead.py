@@ -6,16 +6,17 @@ that goes through a file has what comes next decoded on all cores while it diges
 
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import cache
 
 from formats.blockreader import BlockReader
+from formats.errors import FormatError
 from mounters.tree import Handle
 
-_STEP = 512 * 1024  # bytes that one worker decodes at a time
-_WINDOW = 8 * 1024 * 1024  # bytes kept decoded ahead of the reader
-_SLACK = 2 * 1024 * 1024  # how far out of order a kernel's parallel requests may come
+_CHUNK = 1 << 20  # bytes that one worker decodes at a time: the kernel's largest request
+_WINDOW = 8  # chunks kept decoded ahead of the reader
+_START = 256 * 1024  # bytes read in sequence before anything is decoded ahead
+_SLACK = 4 << 20  # how far out of order a kernel's parallel requests may come
 
 
 @cache
@@ -25,64 +26,85 @@ def workers() -> ThreadPoolExecutor:
 
 
 class ReadAheadHandle(Handle):
-    """An opened file whose sequential readers find their data decoded."""
+    """An opened file whose sequential readers find their data decoded, up to 12 MiB of it."""
 
     def __init__(self, reader: BlockReader) -> None:
         self.size = reader.size
         self._reader = reader
         self._lock = threading.Lock()
-        self._position = 0  # the furthest byte read in sequence
-        self._ahead = 0  # what lies before it is asked for
-        self._started = False
-        self._pending: set[Future[None]] = set()
+        self._end = 0  # behind the furthest byte read in sequence
+        self._run = 0  # bytes read in sequence
+        self._chunks: dict[int, Future[bytes]] = {}  # by number; decoded, or being decoded
 
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, fewer only at the end of the file."""
         length = max(0, min(length, self.size - offset))
         if not length:
             return b""
-        self._plan(offset, length)
-        return self._reader.read_at(offset, length)
+        chunks = self._plan(offset, length)
+        if not chunks:
+            return self._reader.read_at(offset, length)
+        try:
+            return _cut([chunk.result() for chunk in chunks], offset, length)
+        except (FormatError, CancelledError):
+            # What is damaged may lie beside what was asked for.
+            return self._reader.read_at(offset, length)
 
     def read_at_once(self, offset: int, length: int) -> bytes | None:
         """Return what ``read`` would if it is decoded, else None."""
         length = max(0, min(length, self.size - offset))
         if not length:
             return b""
-        data = self._reader.read_cached(offset, length)
-        if data is not None:
-            self._plan(offset, length)
-        return data
+        with self._lock:
+            chunks = self._here(offset, length)
+        if chunks:
+            if all(chunk.done() and not chunk.cancelled() and not chunk.exception() for chunk in chunks):
+                self._plan(offset, length)
+                return _cut([chunk.result() for chunk in chunks], offset, length)
+            return None
+        return self._reader.read_cached(offset, length)
 
     def close(self) -> None:
         """Give up what is still to be decoded."""
         with self._lock:
-            for future in self._pending:
-                future.cancel()
-            self._pending.clear()
+            for chunk in self._chunks.values():
+                chunk.cancel()
+            self._chunks.clear()
 
-    def _plan(self, offset: int, length: int) -> None:
-        """Have decoded what a sequential reader will want after this read."""
+    def _here(self, offset: int, length: int) -> list[Future[bytes]]:
+        """Return the chunks of a range, none when one of them is not asked for yet."""
+        numbers = range(offset // _CHUNK, (offset + length - 1) // _CHUNK + 1)
+        chunks = [self._chunks.get(number) for number in numbers]
+        return [] if None in chunks else [chunk for chunk in chunks if chunk is not None]
+
+    def _plan(self, offset: int, length: int) -> list[Future[bytes]]:
+        """Have decoded what a sequential reader wants next; return the chunks of its range, if any."""
         with self._lock:
-            if not self._position - _SLACK <= offset <= self._position + _SLACK:
-                self._position = self._ahead = offset + length
-                self._started = False
-                return
-            self._position = max(self._position, offset + length)
-            if not self._started:
-                # The second read in a row starts it: opening a file to look at its head costs nothing.
-                self._started = offset > 0
-                self._ahead = self._position
-                if not self._started:
-                    return
-            goal = min(self._position + _WINDOW, self.size)
-            while self._ahead < goal:
-                step = min(_STEP, self.size - self._ahead)
-                future = workers().submit(self._decode, self._ahead, step)
-                self._pending.add(future)
-                future.add_done_callback(self._pending.discard)
-                self._ahead += step
+            if abs(offset - self._end) > _SLACK:
+                self._run = 0
+                self._end = offset
+            self._run += length
+            self._end = max(self._end, offset + length)
+            if self._run > _START:
+                first = offset // _CHUNK
+                last = min(self._end // _CHUNK + _WINDOW, (self.size - 1) // _CHUNK)
+                for number in range(first, last + 1):
+                    if number not in self._chunks:
+                        self._chunks[number] = workers().submit(self._decode, number)
+            chunks = self._here(offset, length)
+            for number in [number for number in self._chunks if (number + 1) * _CHUNK <= self._end - _SLACK]:
+                self._chunks.pop(number).cancel()
+            return chunks
 
-    def _decode(self, offset: int, length: int) -> None:
-        with suppress(Exception):  # whoever reads there meets it again and is told
-            self._reader.prefetch(offset, length)
+    def _decode(self, number: int) -> bytes:
+        offset = number * _CHUNK
+        return self._reader.read_at(offset, min(_CHUNK, self.size - offset))
+
+
+def _cut(chunks: list[bytes], offset: int, length: int) -> bytes:
+    """Return a range of neighbouring chunks, the first of which holds its start."""
+    start = offset % _CHUNK
+    if len(chunks) == 1:
+        chunk = chunks[0]
+        return chunk if length == len(chunk) else chunk[start : start + length]
+    return b"".join(chunks)[start : start + length]

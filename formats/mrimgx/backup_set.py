@@ -29,7 +29,7 @@ from formats.mrimgx.image_file import ImageFile, probe
 from formats.mrimgx.index import file_numbers
 from formats.mrimgx.reader import BlockStore
 
-DEFAULT_CACHE_SIZE = 256 * 1024 * 1024  # bytes of decoded blocks that a set keeps
+DEFAULT_CACHE_SIZE = 64 * 1024 * 1024  # bytes of decoded blocks that a set keeps
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, ResolvedIndex, stored
 
+_PASSING = 4  # blocks: a read of so many comes from a reader that goes on and does not come back
+
 
 class _Local(threading.local):
     """What each thread has of its own: a decompressor must not be shared."""
@@ -111,7 +113,8 @@ class BlocksReader(BlockReader):
         self._block_size = block_size
 
     def _read(self, offset: int, length: int) -> bytes:
-        pieces = [self._piece(*part) for part in self._parts(offset, length)]
+        passing = length >= _PASSING * self._block_size
+        pieces = [self._piece(*part, passing=passing) for part in self._parts(offset, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
@@ -135,12 +138,15 @@ class BlocksReader(BlockReader):
             yield number, start, step
             length, number, start = length - step, number + 1, 0
 
-    def _piece(self, number: int, start: int, length: int) -> bytes:
-        """Return bytes of one block."""
+    def _piece(self, number: int, start: int, length: int, *, passing: bool) -> bytes:
+        """Return bytes of one block; one that a long read passes through whole is not kept."""
         element = self._index.element(number)
         if element.is_hole:
             return bytes(length)
-        block = self._store.block(element, self._place, number, self._block_size)
+        block = self._store.cached(element) if passing else None
+        if block is None:
+            get = self._store.decode if passing and length == self._block_size else self._store.block
+            block = get(element, self._place, number, self._block_size)
         return self._cut(block, element, number, start, length)
 
     def _cut(self, block: bytes, element: Element, number: int, start: int, length: int) -> bytes:
