@@ -6,6 +6,7 @@ volume 0 is what is made here, the others are file systems with their own inode 
 """
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from functools import partial
 
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
-from formats.errors import FormatError
+from formats.errors import FormatError, UnsupportedError
 from imagefs.filesystems import FileSystem, open_file_system
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
@@ -28,6 +29,8 @@ from mounters.tree import (
     not_a_directory,
     not_found,
 )
+
+log = logging.getLogger(__name__)
 
 _VOLUME_SHIFT = 48
 _OWN = (1 << _VOLUME_SHIFT) - 1
@@ -163,6 +166,9 @@ class ImageTree(Tree):
         """Return a partition's file system. Damage under it shows as a directory that says so."""
         try:
             file_system = open_file_system(partition.reader(), disk.sector_size)
+        except UnsupportedError as error:
+            log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
+            return None
         except FormatError as error:
             return _Volume(0, _nanoseconds(point), problem=error)
         if file_system is None:
