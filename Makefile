@@ -7,9 +7,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
-	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs sleuthkit genisoimage attr
+	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs sleuthkit genisoimage parted attr
 PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
-	mke2fs fls genisoimage setfattr
+	mke2fs fls genisoimage parted setfattr
 
 .PHONY: setup packages demo test bench lint format clean
 

@@ -85,7 +85,7 @@ class ReadAheadHandle(Handle):
                 self._end = offset
             self._run += length
             self._end = max(self._end, offset + length)
-            if self._run > _START:
+            if self._run > _START and self.size > _CHUNK:
                 first = offset // _CHUNK
                 last = min(self._end // _CHUNK + _WINDOW, (self.size - 1) // _CHUNK)
                 for number in range(first, last + 1):
