@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from formats.container import BadBlock, Check, CheckResult, Container
-from formats.errors import FormatError
+from formats.errors import FormatError, UnsupportedError
 from imagefs.source import Source
 
 _IN_FLIGHT = 64  # checks handed out at a time, 4 MiB each: what bounds memory
@@ -51,7 +51,10 @@ def verify(source: Source, progress: Callable[[int, int], None] = lambda done, t
         else:
             result.incomplete.append(locked)
     for path, error in source.unreadable.items():
-        result.bad.append(BadBlock(path, None, None, error.what))
+        if isinstance(error, UnsupportedError):  # not ours to judge
+            result.incomplete.append(error)
+        else:
+            result.bad.append(BadBlock(path, None, None, error.what))
     checks = (check for container in unlocked for check in container.checks())
     _run(checks, result, progress, sum(container.blocks_to_check() for container in unlocked))
     return result

@@ -22,13 +22,13 @@ from formats.errors import (
     NotAnImageError,
     PasswordError,
     ReadError,
-    UnsupportedError,
 )
 from formats.mrimgx.cipher import BlockCipher, derive_key
 from formats.mrimgx.image_file import ImageFile, probe
 from formats.mrimgx.index import file_numbers
 from formats.mrimgx.reader import BlockStore
 
+EXTENSIONS = {".mrimgx", ".mrbakx", ".mrimg", ".mrbak"}
 DEFAULT_CACHE_SIZE = 64 * 1024 * 1024  # bytes of decoded blocks that a set keeps
 
 
@@ -43,6 +43,8 @@ class FolderScan:
 
 def scan_files(folder: Path, known: Iterable[ImageFile] = ()) -> FolderScan:
     """Open every Reflect X file of a folder; headers only.
+
+    What is called an image and is none is unreadable, so that a file cut short does not go unnoticed.
 
     ``known`` are opened already and are not opened again. Raises ReadError when the folder can't be read.
     """
@@ -60,7 +62,9 @@ def scan_files(folder: Path, known: Iterable[ImageFile] = ()) -> FolderScan:
                 image = ImageFile.open(path)
                 if not image.is_sidecar:
                     opened[path] = image
-        except (NotAnImageError, UnsupportedError):
+            elif path.suffix.lower() in EXTENSIONS:
+                unreadable[path] = DamagedError("does not end as an image file does; cut off?", path=path)
+        except NotAnImageError:
             continue
         except FormatError as error:
             unreadable[path] = error

@@ -58,7 +58,7 @@ def with_files(written: WrittenFile) -> list[BuiltPartition]:
 
 
 def expected_target(target: str) -> str:
-    """Return how a link is shown: Windows' relative links with slashes, absolute ones as Windows shows them."""
+    """Return how a link is shown: relative ones with slashes, absolute ones as Windows shows them."""
     return target if target[1:2] == ":" else target.replace("\\", "/")
 
 
@@ -99,7 +99,7 @@ def _raise(error: OSError) -> None:
 
 
 def too_long(part: BuiltPartition) -> set[str]:
-    """Return the files with names that Linux' own file systems can't hold; a mount shows them all the same."""
+    """Return the files with names that Linux' own file systems can't hold, and a mount can."""
     return {name for name in part.files if any(len(os.fsencode(piece)) > 255 for piece in name.split("/"))}
 
 
