@@ -119,10 +119,14 @@ class ImageTree(Tree):
         return tree
 
     def set_root(self, path: str) -> None:
-        """Make a directory of the tree its root; ENOENT and ENOTDIR as ``resolve`` raises them."""
+        """Make a directory of the tree its root; ENOENT and ENOTDIR as ``resolve`` raises them.
+
+        Raises FormatError when it can't be listed.
+        """
         inode = self.resolve(path)
         if self.attributes(inode).type is not NodeType.DIRECTORY:
             raise not_a_directory(path)
+        self.entries(inode)
         self.root = inode
 
     # What is made here

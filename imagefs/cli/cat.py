@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagefs.cli.common import PasswordFile, SourceArgument, opened, write_output
+from imagefs.cli.common import PasswordFile, SourceArgument, about, opened, write_output
 from mounters.tree import NodeType, is_a_directory
 
 _STEP = 1 << 20
@@ -31,7 +31,10 @@ def cat(
             inode = tree.resolve(path)
             if tree.attributes(inode).type is NodeType.DIRECTORY:
                 raise is_a_directory(path)
-            files.append(stack.enter_context(tree.open(inode)))
-        for file in files:
+            with about(path):
+                files.append((path, stack.enter_context(tree.open(inode))))
+        for path, file in files:
             for offset in range(0, file.size, _STEP):
-                write_output(file.read(offset, _STEP))
+                with about(path):
+                    data = file.read(offset, _STEP)
+                write_output(data)

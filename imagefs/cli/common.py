@@ -160,6 +160,16 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
         yield bar
 
 
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """Have the message of a FormatError start with the path in the tree that it is about."""
+    try:
+        yield
+    except FormatError as error:
+        error.add_note(path)
+        raise
+
+
 def message_of(error: BaseException) -> str:
     """Return one line that says what went wrong."""
     if isinstance(error, OSError) and error.filename:
@@ -167,7 +177,7 @@ def message_of(error: BaseException) -> str:
     elif isinstance(error, OSError):
         text = error.strerror or str(error)
     elif isinstance(error, (FormatError, MountError)):
-        text = str(error)
+        text = ": ".join([*getattr(error, "__notes__", ()), str(error)])
     else:
         text = f"{type(error).__name__}: {error} (a fault of imagefs; --debug shows where)"
     return name_text(text)
