@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from imagefs.cli import cat, cp, info, ls, mount, points, umount, verify
-from imagefs.cli.common import ExitCode, drop_output, exit_code_of, flush_output, message_of, say
+from imagefs.cli.common import ExitCode, OutputClosedError, exit_code_of, flush_output, message_of, say
 from mounters.controller import ready_fd, report_failure
 
 app = typer.Typer(
@@ -81,8 +81,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough
-        drop_output()
+    except OutputClosedError:
         code = ExitCode.DONE
     except Exception as error:
         if "--debug" in sys.argv:

@@ -32,9 +32,20 @@ from mounters.controller import MountError
 
 PASSWORD_VARIABLE = "IMAGEFS_PASSWORD"  # noqa: S105  (a name, not a password)
 
+
+class OutputClosedError(Exception):
+    """Whoever read our output has enough: no error, but the end; typer and rich would exit with 1."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        drop_output()
+        raise OutputClosedError
+
+
 # Nothing is wrapped or cut to the terminal's width, and ":bomb:" in a name stays what it is.
-output = Console(highlight=False, emoji=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+output = _Console(highlight=False, emoji=False, soft_wrap=True)
+errors = _Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 class ExitCode(IntEnum):
@@ -76,7 +87,7 @@ def print_json(document: Any) -> None:
 def write_output(data: bytes) -> None:
     """Write to standard output; an OSError names it, and what could not be written is dropped.
 
-    A pipe that nobody reads any more is BrokenPipeError.
+    A pipe that nobody reads any more is OutputClosedError.
     """
     with _named_output():
         sys.stdout.buffer.write(data)
@@ -92,6 +103,9 @@ def flush_output() -> None:
 def _named_output() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        drop_output()
+        raise OutputClosedError from None
     except OSError as error:
         drop_output()
         raise OSError(error.errno, error.strerror, "standard output") from error
