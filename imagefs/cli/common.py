@@ -62,16 +62,20 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+# readable=False leaves the finding out to us: what can't be read is an input/output error, no wrong usage.
 ImageArgument = Annotated[
-    Path, typer.Argument(metavar="IMAGE", help="An image file; an incremental opens that point.")
+    Path,
+    typer.Argument(metavar="IMAGE", readable=False, help="An image file; an incremental opens that point."),
 ]
 SourceArgument = Annotated[
-    Path, typer.Argument(metavar="IMAGE|FOLDER", help="An image file, or a folder of backup sets.")
+    Path,
+    typer.Argument(metavar="IMAGE|FOLDER", readable=False, help="An image file, or a folder of backup sets."),
 ]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
         "--password-file",
+        readable=False,
         help="Take the password from the first line of this file; - is standard input."
         f" Else it is taken from {PASSWORD_VARIABLE}, else asked for on a terminal.",
     ),

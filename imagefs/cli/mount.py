@@ -23,7 +23,7 @@ starter: int | None = None
 
 def mount(
     source: SourceArgument,
-    mountpoint: Annotated[Path, typer.Argument(help="An empty directory.")],
+    mountpoint: Annotated[Path, typer.Argument(readable=False, help="An empty directory.")],
     volume: Annotated[
         str, typer.Option("--volume", metavar="DISK/PARTITION", help="Show one volume alone: disk4/p1.")
     ] = "",

@@ -1,6 +1,5 @@
 """``imagefs umount``: take a mount away."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,8 @@ from mounters.controller import unmount
 
 
 def umount(
-    mountpoint: Annotated[Path, typer.Argument(help="Where something is mounted.")],
+    # No Path: typer would ask a mount whose process has gone, and refuse it.
+    mountpoint: Annotated[str, typer.Argument(help="Where something is mounted.")],
     force: Annotated[bool, typer.Option("--force", help="Also when files are open there.")] = False,
 ) -> None:
     """Unmount, and wait until the mount is gone; also one whose process was killed.

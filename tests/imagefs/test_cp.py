@@ -150,9 +150,8 @@ def test_a_target_that_can_not_be_written(image: Path, tmp_path: Path) -> None:
 
 def test_a_limit_on_file_sizes(image: Path, part: BuiltPartition, tmp_path: Path) -> None:
     limit = 100_000
-    command = [sys.executable, "-m", "imagefs", "cp", image, "disk1/p1", tmp_path]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "imagefs", "cp", str(image), "disk1/p1", str(tmp_path)],
         capture_output=True,
         timeout=60,
         check=False,
@@ -169,7 +168,7 @@ def test_a_limit_on_file_sizes(image: Path, part: BuiltPartition, tmp_path: Path
 @contextmanager
 def tmpfs(path: Path, size: int) -> Iterator[Path]:
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         missing("mounting a tmpfs takes root")
     try:

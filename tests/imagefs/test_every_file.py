@@ -81,7 +81,8 @@ def test_mount(every_set: list[BuiltSet], sets_folder: Path, tmp_path: Path, mec
         for built in every_set:
             points = root / built.image_id
             assert set(os.listdir(points)) == {FULL, INCREMENTAL}  # noqa: PTH208
-            for point, written in built.points:
+            # Every point by the first mechanism; the other shows the same tree, the later points are enough.
+            for point, written in built.points if mechanism == "pyfuse3" else built.points[1:]:
                 for part in with_files(written):
                     check_directory(points / point / f"disk1/p{part.number}", part)
 

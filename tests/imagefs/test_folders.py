@@ -14,6 +14,7 @@ from fixtures.mrimgx_writer import SetWriter, WrittenFile
 from formats.errors import IncompleteSetError, PasswordError
 from tests.conftest import mounted, run_imagefs
 from tests.imagefs.built import FULL, INCREMENTAL, BuiltSet, check_directory, with_files
+from tests.imagefs.serving import serving_processes
 
 PASSWORD = "pässword with spaces"
 SOUND, LOCKED, BROKEN = "1111111111111111", "2222222222222222", "3333333333333333"
@@ -118,7 +119,6 @@ def test_what_is_left_out_says_why(three: Three) -> None:
 @pytest.mark.parametrize("how", ["variable", "file", "stdin"])
 def test_mount_with_the_password(three: Three, tmp_path: Path, password_file: Path, how: str) -> None:
     (tmp_path / "mnt").mkdir()
-    before = processes()
     if how == "variable":
         done = run_imagefs("mount", three.folder, tmp_path / "mnt", password=PASSWORD)
     elif how == "file":
@@ -130,25 +130,13 @@ def test_mount_with_the_password(three: Three, tmp_path: Path, password_file: Pa
         assert done.code == 0, done.errors
         assert f"imagefs umount {tmp_path / 'mnt'}" in done.text
         check_directory(tmp_path / "mnt" / three.volume, with_files(three.locked[0])[0])
-        servers = [pid for pid in processes() - before if str(tmp_path / "mnt").encode() in command_line(pid)]
-        assert len(servers) == 1
-        told = command_line(servers[0]) + Path(f"/proc/{servers[0]}/environ").read_bytes()
+        (server,) = serving_processes(tmp_path / "mnt")
+        told = b"".join(Path(f"/proc/{server}/{name}").read_bytes() for name in ("cmdline", "environ"))
         assert PASSWORD.encode() not in told
         assert b"IMAGEFS_PASSWORD" not in told
     finally:
         assert run_imagefs("umount", tmp_path / "mnt").code == 0
     assert not os.path.ismount(tmp_path / "mnt")
-
-
-def processes() -> set[int]:
-    return {int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()}
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 @pytest.mark.parametrize(
