@@ -161,8 +161,11 @@ class FileReader(BlockReader):
         super().__init__(size)
 
     def fileno(self) -> int:
-        """Return the file descriptor, for a memory map."""
-        return self._file.fileno()
+        """Return the file descriptor; raises ReadError once the file is closed."""
+        try:
+            return self._file.fileno()
+        except ValueError as error:
+            raise ReadError("the file is closed", path=self.path) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -185,8 +188,9 @@ class FileReader(BlockReader):
 
     def _read_once(self, offset: int, length: int) -> bytes:
         if hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), length, offset)
+            return os.pread(self.fileno(), length, offset)
         with self._lock:
+            self.fileno()  # still open?
             self._file.seek(offset)
             return self._file.read(length)
 

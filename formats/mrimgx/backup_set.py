@@ -4,13 +4,10 @@ Identity decides: the image id and the numbers in the documents; file names mean
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from formats.blockreader import BlockCache
 from formats.container import Role
@@ -25,11 +22,11 @@ from formats.errors import (
 )
 from formats.mrimgx.cipher import BlockCipher, derive_key
 from formats.mrimgx.image_file import ImageFile, probe
-from formats.mrimgx.index import file_numbers
 from formats.mrimgx.reader import BlockStore
 
 EXTENSIONS = {".mrimgx", ".mrbakx", ".mrimg", ".mrbak"}
 DEFAULT_CACHE_SIZE = 64 * 1024 * 1024  # bytes of decoded blocks that a set keeps
+Place = tuple[int, int]  # a disk and a partition, by their positions in the document
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,11 @@ def scan_files(folder: Path, known: Iterable[ImageFile] = ()) -> FolderScan:
 
     What is called an image and is none is unreadable, so that a file cut short does not go unnoticed.
 
-    ``known`` are opened already and are not opened again. Raises ReadError when the folder can't be read.
+    ``known`` are opened already and are not opened again. A file of two names (links) is one. Raises
+    ReadError when the folder can't be read.
     """
     opened = {image.path: image for image in known}
+    met = {image.identity[:2] for image in opened.values()}
     unreadable: dict[Path, FormatError] = {}
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
@@ -60,8 +59,9 @@ def scan_files(folder: Path, known: Iterable[ImageFile] = ()) -> FolderScan:
         try:
             if probe(path):
                 image = ImageFile.open(path)
-                if not image.is_sidecar:
+                if not image.is_sidecar and (image.identity[:2] not in met or not image.identity[1]):
                     opened[path] = image
+                    met.add(image.identity[:2])
             elif path.suffix.lower() in EXTENSIONS:
                 unreadable[path] = DamagedError("does not end as an image file does; cut off?", path=path)
         except NotAnImageError:
@@ -76,6 +76,15 @@ class Chain:
     """The files that a point is resolved from: the base, then the deltas up to the point's own file."""
 
     files: tuple[ImageFile, ...]
+    earlier: Mapping[Place, ImageFile] = field(default_factory=dict)
+
+    def base_of(self, place: Place) -> ImageFile:
+        """Return the file whose full index a partition is resolved from.
+
+        A partition that is imaged whole once (unformatted, MSR) has an empty index afterwards, also where the
+        index is full: then it is an earlier file than ``base``.
+        """
+        return self.earlier.get(place, self.base)
 
     @property
     def base(self) -> ImageFile:
@@ -117,15 +126,10 @@ class Members:
         return tuple(image for image in self.files if not image.document.split_file)
 
     @cached_property
-    def present(self) -> npt.NDArray[np.uint16]:
-        """The file numbers that exactly one file stands for."""
-        return np.array([n for n, claims in self._claims.items() if len(claims) == 1], np.uint16)
-
-    def full_before(self, image: ImageFile) -> Iterator[ImageFile]:
-        """Yield the files with a full index before ``image``, the newest first."""
-        for other in reversed(self.with_index):
-            if other.document.file_number < image.document.file_number and not other.document.delta_index:
-                yield other
+    def spoiled(self) -> frozenset[int]:
+        """The numbers up to the highest that no file, or more than one, stands for."""
+        sound = {number for number, claims in self._claims.items() if len(claims) == 1}
+        return frozenset(set(range(max(self._claims) + 1)) - sound)
 
     def last_of_split(self, image: ImageFile) -> ImageFile:
         """Return the file with the index of the split that ``image`` is a data-only part of."""
@@ -142,7 +146,10 @@ class Members:
         return bool(self.store.ciphers)
 
     def unlock(self, password: str) -> None:
-        """Derive the key of an encrypted set; raises PasswordError when the password is wrong."""
+        """Derive the key of an encrypted set; raises PasswordError when the password fits no file.
+
+        A file of the set that has another password stays locked.
+        """
         image_id = bytes.fromhex(self.image_id)
         ciphers: dict[ImageFile, BlockCipher | FormatError] = {}
         keys: dict[int, bytes] = {}
@@ -153,9 +160,11 @@ class Members:
             if encryption.iterations not in keys:
                 keys[encryption.iterations] = derive_key(password, image_id, encryption.iterations)
             cipher = BlockCipher(keys[encryption.iterations], encryption, image_id)
-            if not cipher.fits(encryption):
-                raise PasswordError("the password is wrong", path=image.path)
-            ciphers[image] = cipher
+            fits = cipher.fits(encryption)
+            ciphers[image] = cipher if fits else PasswordError("the password is wrong", path=image.path)
+        errors = [cipher for cipher in ciphers.values() if isinstance(cipher, FormatError)]
+        if errors and len(errors) == len(ciphers):
+            raise errors[0]
         self.store.ciphers = ciphers
 
     def cipher(self, image: ImageFile) -> BlockCipher | None:
@@ -185,36 +194,63 @@ class Members:
         """
         number = target.document.file_number
         below = [image for image in self.with_index if image.document.file_number <= number]
-        history = target.document.history
+        # Without a history no gap in the numbers can be told from a file that is missing.
+        history = target.document.history or frozenset(range(number))
         full = [image for image in below if not image.document.delta_index]
         if not full:
             raise self._incomplete((history - self._claims.keys()) or {0}, target)
         base = full[-1]
-        files = tuple(image for image in below if image.document.file_number >= base.document.file_number)
-        needed = {n for n in history if n >= base.document.file_number}
-        needed |= {image.document.file_number for image in files}
+        first = base.document.file_number
+        files = tuple(image for image in below if image.document.file_number >= first)
+        earlier, found = self._earlier_bases(base, full[:-1])
+        used = [*files, *earlier.values()]
+        needed = {n for n in history if n >= first or not found}
+        needed |= {image.document.file_number for image in used}
         # Which numbers the indexes name costs reading them whole: only where it could make a difference.
-        spoiled = set(range(max(self._claims) + 1)) - self._claims.keys()
-        spoiled |= {n for n, claims in self._claims.items() if len(claims) > 1}
-        if spoiled:
-            for image in files:
-                needed |= self.named(image) & spoiled
+        if self.spoiled:
+            for image in used:
+                needed |= self.named(image) & self.spoiled
         missing = needed - self._claims.keys()
         if missing:
             raise self._incomplete(missing, target)
         for wanted in sorted(needed):
             self.holder(wanted)
-        return Chain(files)
+        return Chain(files, earlier)
+
+    def _earlier_bases(
+        self, base: ImageFile, before: Sequence[ImageFile]
+    ) -> tuple[Mapping[Place, ImageFile], bool]:
+        """Return who has the blocks of partitions that have none in the base, and whether all are found.
+
+        ``before`` are the files with a full index before the base, in ascending order.
+        """
+        earlier: dict[Place, ImageFile] = {}
+        complete = True
+        for place, record in base.document.partitions():
+            if record.block_count and not base.has_blocks(*place):
+                having = [image for image in before if place in image.places and image.has_blocks(*place)]
+                if having:
+                    earlier[place] = having[-1]
+                complete &= bool(having)
+        return earlier, complete
+
+    def changed_between(self, place: Place, first: ImageFile, last: ImageFile) -> bool:
+        """Whether a delta between two files has blocks of a partition."""
+        numbers = range(first.document.file_number + 1, last.document.file_number)
+        return any(
+            image.has_blocks(*place)
+            for image in self.with_index
+            if image.document.file_number in numbers and place in image.places
+        )
 
     def named(self, image: ImageFile) -> frozenset[int]:
         """Return the file numbers that a file's own indexes name; reads them whole, once."""
         with self._lock:
             if image not in self._named:
                 named: set[int] = set()
-                for disk, record in enumerate(image.document.disks):
-                    for partition in range(len(record.partitions)):
-                        index = image.index(disk, partition)
-                        named |= file_numbers(index.reserved) | file_numbers(index.blocks)
+                for place in image.places:
+                    index = image.index(*place)
+                    named |= index.reserved.file_numbers() | index.blocks.file_numbers()
                 self._named[image] = frozenset(named)
             return self._named[image]
 
@@ -252,23 +288,35 @@ class Members:
             image.close()
 
 
-def check_shape(chain: Chain, disk: int, partition: int) -> None:
-    """Check that a partition is the same array of blocks in every file of a chain.
+def check_shape(chain: Chain, place: Place) -> None:
+    """Check that a partition is the same, and the same array of blocks, in every file of a chain.
 
-    Disks and partitions are matched by their position in the documents. Raises DamagedError.
+    Disks and partitions are matched by their position in the documents; what else is recorded of them tells
+    when another one took the position. Raises DamagedError.
     """
-    wanted = chain.target.document.disks[disk].partitions[partition]
-    for image in chain.files:
-        disks = image.document.disks
-        if disk >= len(disks) or partition >= len(disks[disk].partitions):
+    disk, partition = place
+    wanted_disk = chain.target.document.disks[disk]
+    wanted = wanted_disk.partitions[partition]
+    target = chain.target.path.name
+    for image in {*chain.files, chain.base_of(place)}:
+        if place not in image.places:
             raise DamagedError(
                 f"it has no disk {disk + 1}, partition {partition + 1} (counted in the file),"
-                f" which {chain.target.path.name} builds upon",
+                f" which {target} builds upon",
                 path=image.path,
             )
-        found = disks[disk].partitions[partition]
+        found_disk = image.document.disks[disk]
+        found = found_disk.partitions[partition]
+        # Disks are renumbered, and signed anew, but not both between two backups; partitions grow.
+        same_disk = found_disk.signature == wanted_disk.signature or found_disk.number == wanted_disk.number
+        size = found.number, found.length
+        if not same_disk or (found.start != wanted.start and size != (wanted.number, wanted.length)):
+            raise DamagedError(
+                f"disk {disk + 1}, partition {partition + 1} (counted in the file) is another one than in"
+                f" {target}",
+                path=image.path,
+            )
         if (found.block_size, found.data_offset) != (wanted.block_size, wanted.data_offset):
             raise DamagedError(
-                f"partition {found.number} has another block layout than in {chain.target.path.name}",
-                path=image.path,
+                f"partition {found.number} has another block layout than in {target}", path=image.path
             )

@@ -12,26 +12,25 @@ from formats.container import BadBlock, Check, CheckResult
 from formats.errors import DamagedBlockError, FormatError, PasswordError
 from formats.mrimgx.backup_set import Members
 from formats.mrimgx.image_file import ImageFile
-from formats.mrimgx.index import Element, Elements, chunks, count_stored, stored
+from formats.mrimgx.index import Element, Elements, ElementTable, stored
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
 from formats.mrimgx.reader import BlockPlace, BlockStore
 
 if TYPE_CHECKING:
-    from formats.mrimgx.points import MrimgxPoint
+    from formats.mrimgx.points import MrimgxPartition, MrimgxPoint
 
 _BLOCKS = 64  # that one Check covers: 4 MiB of data as a rule
 
 
 def check_point(point: "MrimgxPoint") -> Iterator[Check]:
     """Yield checks of what one point uses. Raises FormatError when the point is incomplete."""
-    files = set(point.chain.files)
-    partitions = [partition for disk in point.disks for partition in disk.partitions]
-    for image in point.chain.files:
+    files = {*point.chain.files, *point.chain.earlier.values()}
+    for image in tuple(files):
         with suppress(FormatError):  # an index that can't be used is told below
             files |= {point.members.holder(number) for number in point.members.named(image)}
     for image in sorted(files, key=lambda image: image.document.file_number):
         yield Check(0, partial(_check_metadata, image))
-    for part in partitions:
+    for part in _partitions(point):
         try:
             arrays = list(part.arrays())
         except FormatError as error:
@@ -47,11 +46,15 @@ def check_point(point: "MrimgxPoint") -> Iterator[Check]:
 
 def count_point(point: "MrimgxPoint") -> int:
     """Count the data blocks that ``check_point`` covers."""
-    partitions = [partition for disk in point.disks for partition in disk.partitions]
-    try:
-        return sum(index.stored_count() for part in partitions for index, _, _ in part.arrays())
-    except FormatError:
-        return 0
+    total = 0
+    for part in _partitions(point):
+        with suppress(FormatError):
+            total += sum(index.stored_count() for index, _, _ in part.arrays())
+    return total
+
+
+def _partitions(point: "MrimgxPoint") -> Iterator["MrimgxPartition"]:
+    return (partition for disk in point.disks for partition in disk.partitions)
 
 
 def check_set(members: Members) -> Iterator[Check]:
@@ -61,66 +64,60 @@ def check_set(members: Members) -> Iterator[Check]:
     that are not there are left out: the points that need them tell of that.
     """
     seen = _Seen()
+    spoiled = np.array(sorted(members.spoiled), np.uint16)
     for image in members.files:
         yield Check(0, partial(_check_metadata, image))
-        for disk, record in enumerate(image.document.disks):
-            for number, part in enumerate(record.partitions):
-                place = BlockPlace(f"disk{record.number}/p{part.number}", record.number, part.number)
-                try:
-                    own = image.index(disk, number)
-                except FormatError as error:
-                    yield _failed(error, image, place.partition)
-                    continue
-                yield from _check_own(
-                    members, image, place.reserved(), RESERVED_BLOCK_SIZE, own.reserved, seen
-                )
-                yield from _check_own(members, image, place, part.block_size, own.blocks, seen)
+        for place, own in _own_arrays(image):
+            if isinstance(own, FormatError):
+                yield _failed(own, image, place.partition)
+                continue
+            table, size = own
+            for first, piece in table.chunks():
+                rows = np.flatnonzero(stored(piece) & ~np.isin(piece["file_number"], spoiled))
+                numbers = piece["block"].astype(np.int64) if table.is_delta else np.arange(len(piece)) + first
+                rows = rows[seen.add(place, numbers[rows], piece[rows])]
+                yield from _check_blocks(members.store, image, place, size, numbers[rows], piece[rows])
 
 
 def count_set(members: Members) -> int:
     """Count the blocks that the set's files name: what ``check_set`` covers at the most."""
-    total = 0
-    for image in members.files:
-        for disk, record in enumerate(image.document.disks):
-            for number in range(len(record.partitions)):
-                try:
-                    own = image.index(disk, number)
-                except FormatError:
-                    continue
-                total += count_stored(own.reserved) + count_stored(own.blocks)
-    return total
+    arrays = (own for image in members.files for _, own in _own_arrays(image))
+    return sum(own[0].stored_count() for own in arrays if not isinstance(own, FormatError))
 
 
-def _check_own(
-    members: Members, image: ImageFile, place: BlockPlace, size: int, elements: Elements, seen: "_Seen"
-) -> Iterator[Check]:
-    """Yield checks of the blocks of one array of a file that no earlier check covers."""
-    is_delta = "block" in (elements.dtype.names or ())
-    for first, piece in chunks(elements):
-        rows = np.flatnonzero(stored(piece) & np.isin(piece["file_number"], members.present))
-        rows = rows[seen.add(piece[rows])]
-        numbers = piece["block"][rows].astype(np.int64) if is_delta else rows + first
-        yield from _check_blocks(members.store, image, place, size, numbers, piece[rows])
+def _own_arrays(image: ImageFile) -> Iterator[tuple[BlockPlace, tuple[ElementTable, int] | FormatError]]:
+    """Yield the arrays of a file's own indexes with their block sizes, or why they can't be used."""
+    for at, part in image.document.partitions():
+        disk = image.document.disks[at[0]].number
+        place = BlockPlace(f"disk{disk}/p{part.number}", disk, part.number)
+        try:
+            index = image.index(*at)
+        except FormatError as error:
+            yield place, error
+            continue
+        yield place.reserved(), (index.reserved, RESERVED_BLOCK_SIZE)
+        yield place, (index.blocks, part.block_size)
 
 
 class _Seen:
-    """Which index entries have been met: 8 bytes for each."""
+    """Which index entries have been met: 8 bytes for each, a mixture of all that it says."""
 
     def __init__(self) -> None:
-        self._keys: dict[int, npt.NDArray[np.uint64]] = {}  # by file number, ascending
+        self._keys: dict[tuple[BlockPlace, int], npt.NDArray[np.uint64]] = {}  # by file number; ascending
 
-    def add(self, elements: Elements) -> npt.NDArray[np.bool_]:
+    def add(
+        self, place: BlockPlace, numbers: npt.NDArray[np.int64], elements: Elements
+    ) -> npt.NDArray[np.bool_]:
         """Remember entries and return which of them are new."""
         new = np.ones(len(elements), np.bool_)
         keys = elements["position"].astype(np.uint64) ^ elements["md5"][:, 0]
+        keys ^= numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= elements["length"].astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
         for number in np.unique(elements["file_number"]).tolist():
             mine = np.flatnonzero(elements["file_number"] == number)
-            known = self._keys.get(number)
-            if known is not None:
-                at = np.minimum(np.searchsorted(known, keys[mine]), len(known) - 1)
-                new[mine] = known[at] != keys[mine]
-            added = keys[mine] if known is None else np.concatenate([known, keys[mine]])
-            self._keys[number] = np.unique(added)
+            known = self._keys.get((place, number), np.empty(0, np.uint64))
+            new[mine] = ~np.isin(keys[mine], known)
+            self._keys[place, number] = np.union1d(known, keys[mine])
         return new
 
 

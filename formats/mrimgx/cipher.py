@@ -10,6 +10,7 @@ import struct
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from formats.errors import PasswordError
 from formats.mrimgx.document import Encryption
 
 KEY_SIZE = 32  # bytes that PBKDF2 gives; AES-128 and AES-192 use the first 16 and 24
@@ -17,9 +18,17 @@ AES_BLOCK_SIZE = 16
 
 
 def derive_key(password: str, image_id: bytes, iterations: int) -> bytes:
-    """Return a set's 32-byte key. It depends on nothing but the password, the image id and the rounds."""
+    """Return a set's 32-byte key. It depends on nothing but the password, the image id and the rounds.
+
+    Raises PasswordError for a text that can't be UTF-8; undecodable bytes of a file or an environment
+    variable, which Python hands on as surrogates, are the bytes that they were.
+    """
+    try:
+        secret = password.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise PasswordError("the password can't be written in UTF-8") from None
     salt = hashlib.sha256(image_id).digest()
-    return hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations, KEY_SIZE)
+    return hashlib.pbkdf2_hmac("sha256", secret, salt, iterations, KEY_SIZE)
 
 
 class BlockCipher:

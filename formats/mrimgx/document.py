@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,11 @@ class PartitionRecord:
     label: str
     history: frozenset[int]  # the numbers of the files that existed when this one was written
 
+    @property
+    def block_end(self) -> int:
+        """The number behind the last block that a delta can name."""
+        return max(self.block_count, -(-(self.length - self.data_offset) // self.block_size))
+
 
 @dataclass(frozen=True, slots=True)
 class DiskRecord:
@@ -59,6 +64,7 @@ class DiskRecord:
     size: int  # bytes; of an incremental it can be too small
     sector_size: int
     scheme: str
+    signature: str  # MBR signature or GPT disk GUID; "" where it is not recorded
     partitions: tuple[PartitionRecord, ...]
 
 
@@ -85,10 +91,16 @@ class Document:
         """The image id's 8 bytes."""
         return bytes.fromhex(self.image_id)
 
+    def partitions(self) -> Iterator[tuple[tuple[int, int], PartitionRecord]]:
+        """Yield each partition with the positions of its disk and of itself."""
+        for at, disk in enumerate(self.disks):
+            for number, partition in enumerate(disk.partitions):
+                yield (at, number), partition
+
     @property
     def history(self) -> frozenset[int]:
         """The file numbers that any partition's history names."""
-        return frozenset().union(*(part.history for disk in self.disks for part in disk.partitions))
+        return frozenset().union(*(partition.history for _, partition in self.partitions()))
 
 
 class _Object:
@@ -124,7 +136,8 @@ class _Object:
         value = self.value.get(key, default)
         if not isinstance(value, str):
             raise self.wrong(key, "a text")
-        return value
+        # JSON can spell halves of characters, which nobody could print.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self.value.get(key, default)
@@ -158,7 +171,7 @@ def parse_document(data: bytes, path: Path) -> Document:
     except ValueError:
         raise header.wrong("imageid", "16 hex digits") from None
     split = header.flag("split_file", default=False)
-    disks = root.objects("disks", required=not split)
+    disks = [] if split else root.objects("disks", required=True)  # a split's data file has no lists
     return Document(
         image_id=image_id,
         file_number=header.integer("file_number", highest=65535),
@@ -223,6 +236,7 @@ def _disk(record: _Object) -> DiskRecord:
         size=geometry.integer("disk_size"),
         sector_size=sector_size,
         scheme=header.text("disk_format"),
+        signature=header.text("disk_signature", ""),
         partitions=tuple(_partition(part) for part in record.objects("partitions", required=True)),
     )
 
@@ -242,9 +256,9 @@ def _partition(record: _Object) -> PartitionRecord:
     data_offset = first - system.integer("start", start)
     if reserved_length and first == start + boot_sector_offset + reserved_length:
         data_offset = first - start
-    if data_offset < 0:
-        raise system.wrong("lcn0_offset", "behind the partition's start")
-    length = geometry.integer("length")
+    length = geometry.integer("length", highest=_LARGEST - start)
+    if not 0 <= data_offset <= length:
+        raise system.wrong("lcn0_offset", "inside the partition")
     if boot_sector_offset + reserved_length > length:
         raise system.wrong("reserved_sectors_byte_length", "inside the partition")
     return PartitionRecord(

@@ -1,11 +1,11 @@
 """One image file: its document, and the metadata lists behind the data."""
 
 import hashlib
-import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -16,15 +16,15 @@ from formats.container import BadBlock
 from formats.errors import DamagedError, FormatError, NotAnImageError, ReadError, UnsupportedError
 from formats.mrimgx import layout
 from formats.mrimgx.document import Document, parse_document
-from formats.mrimgx.index import OwnIndex, parse_index
+from formats.mrimgx.index import OwnIndex, Proof, check_delta, parse_index
 from formats.mrimgx.layout import ExtendedPartition, MetadataBlock
 
 # An index up to this size is checked against its hash when it is first used: about 0.1 s. A larger one is
-# checked by verify; until then each block's own hash stands for it.
+# checked when it first tells of a hole, or by verify; a stored block has its own hash.
 HASHED_INDEX_SIZE = 64 * 1024 * 1024
 _EMPTY_INDEX = 4  # bytes: one count of zero and no second
 _MAX_LIST = 4096  # blocks of a metadata list; real ones have two or three
-_MAX_METADATA = 256 * 1024 * 1024  # bytes of a metadata block once decoded, other than an index
+_MAX_METADATA = 64 * 1024 * 1024  # bytes of a metadata block once decoded, other than an index
 _HASH_PIECE = 4 * 1024 * 1024
 
 
@@ -79,14 +79,14 @@ class ImageFile:
         self.path = path
         self.document = document
         self.lists = tuple(lists)  # none in a data-only file of a split
+        self.identity = _identity(reader)
         self.stored_bytes = reader.size  # of the whole file
         # No data block reaches beyond this.
         self.data_end = root[0].start if document.split_file else document.index_position
+        self.places = frozenset(place for place, _ in document.partitions())
         self._root = tuple(root)
-        self._identity = _identity(reader)
         self._lock = threading.RLock()
         self._reader: FileReader | None = None
-        self._map: mmap.mmap | None = None
         self._indexes: dict[tuple[int, int], OwnIndex] = {}
 
     @classmethod
@@ -128,22 +128,27 @@ class ImageFile:
             bool(indexes) and all(block.length <= _EMPTY_INDEX for block in indexes)
         )
 
+    def has_blocks(self, disk: int, partition: int) -> bool:
+        """Whether a partition's own index names any block, as far as its length tells."""
+        reserved = self.document.disks[disk].partitions[partition].reserved_length
+        elements = -(-reserved // layout.RESERVED_BLOCK_SIZE)
+        return self.lists[disk].partitions[partition][-1].length > 8 + elements * layout.ELEMENT.itemsize
+
     def reader(self) -> FileReader:
         """Return the opened file; raises ReadError when it is not the one whose document was read."""
         with self._lock:
             if self._reader is None:
                 reader = FileReader(self.path)
-                if _identity(reader) != self._identity:
+                if _identity(reader) != self.identity:
                     reader.close()
-                    raise ReadError("the file was changed after it was opened", path=self.path)
+                    raise _changed(self.path)
                 self._reader = reader
             return self._reader
 
     def close(self) -> None:
-        """Close the file. Indexes that are still held keep their memory map."""
+        """Close the file. An index that is still held opens it again when it is read."""
         with self._lock:
             self._indexes.clear()
-            self._map = None
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -166,31 +171,33 @@ class ImageFile:
     def index(self, disk: int, partition: int) -> OwnIndex:
         """Return a partition's own index, by the positions in the document.
 
-        Raises DamagedError when it is not consistent; one up to 64 MiB is also checked by its hash.
+        Raises DamagedError when it is not consistent; a delta, and one up to 64 MiB, is also checked by its
+        hash.
         """
         with self._lock:
             found = self._indexes.get((disk, partition))
             if found is None:
                 block = self.lists[disk].partitions[partition][-1]
-                if block.length <= HASHED_INDEX_SIZE:
-                    self._check_hash(block)
+                proof = Proof(partial(self._check_hash, block))
+                is_delta = self.document.delta_index
+                if is_delta or block.length <= HASHED_INDEX_SIZE:
+                    proof.make()
                 found = parse_index(
-                    self._mapped(),
-                    block.offset,
-                    block.length,
-                    is_delta=self.document.delta_index,
-                    path=self.path,
+                    self._read, block.offset, block.length, proof, is_delta=is_delta, path=self.path
                 )
+                if is_delta:
+                    end = self.document.disks[disk].partitions[partition].block_end
+                    check_delta(found.blocks, end, f"$INDEX at {block.offset}", self.path)
                 self._indexes[disk, partition] = found
             return found
 
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            try:
-                self._map = mmap.mmap(self.reader().fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ReadError(f"can't be mapped into memory: {error}", path=self.path) from error
-        return self._map
+    def _read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file that has not changed since it was opened."""
+        reader = self.reader()
+        data = reader.read_at(offset, length)
+        if _identity(reader) != self.identity:
+            raise _changed(self.path)
+        return data
 
     def metadata_blocks(self) -> Iterator[MetadataBlock]:
         """Yield every metadata block of the file."""
@@ -209,9 +216,8 @@ class ImageFile:
                     self._check_hash(block)
                 except DamagedError as error:
                     bad.append(BadBlock(self.path, None, None, error.what))
-            for disk, lists in enumerate(self.lists):
-                for partition in range(len(lists.partitions)):
-                    self.index(disk, partition)
+            for place in sorted(self.places):
+                self.index(*place)
         except FormatError as error:
             if error.what not in {entry.reason for entry in bad}:
                 bad.append(BadBlock(self.path, None, None, error.what))
@@ -313,6 +319,11 @@ def _wrong_hash(block: MetadataBlock, path: Path) -> DamagedError:
     return DamagedError(f"metadata block {block.name} at {block.offset} does not match its hash", path=path)
 
 
+def _changed(path: Path) -> ReadError:
+    return ReadError("the file was changed after it was opened", path=path)
+
+
 def _identity(reader: FileReader) -> tuple[int, ...]:
+    """Return what tells a file from others, first two, and from its own later states."""
     status = os.fstat(reader.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

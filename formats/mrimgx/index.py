@@ -1,13 +1,14 @@
 """Block indexes: one file's own, and the index of a backup point resolved from several files.
 
-Arrays are views of memory maps. A resolved index keeps 10 bytes for each block that a delta changed and
-nothing for the others.
+The elements stay in their files and are read when they are asked for. A resolved index keeps 10 bytes for
+each block that a delta changed and nothing for the others.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from formats.errors import DamagedError
 from formats.mrimgx.layout import DELTA_ELEMENT, ELEMENT
 
 Elements = npt.NDArray[np.void]  # of ELEMENT or DELTA_ELEMENT
+ReadBytes = Callable[[int, int], bytes]  # (offset in the file, length) -> exactly so many bytes
 
 _CHUNK = 1 << 16  # elements looked at together: 2 MB
 _ELEMENT = struct.Struct("<q16sIH")
@@ -44,40 +46,101 @@ _NO_HASH = bytes(16)
 HOLE = Element(0, _NO_HASH, 0, 0)
 
 
+class Proof:
+    """The comparison of an $INDEX with its hash: made once, when it is needed. Safe from several threads."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._lock = threading.Lock()
+        self._error: DamagedError | None = None
+        self.is_made = False
+
+    def make(self) -> None:
+        """Compare; raises DamagedError when the index is not what its hash says."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if not self.is_made:
+                try:
+                    self._check()
+                except DamagedError as error:
+                    self._error = error
+                    raise
+                self.is_made = True
+
+
+class ElementTable:
+    """The elements of one array of an $INDEX, read from their file. Safe from several threads."""
+
+    def __init__(
+        self, read: ReadBytes, offset: int, count: int, kind: np.dtype[np.void], proof: Proof
+    ) -> None:
+        self._read = read
+        self._offset = offset
+        self._count = count
+        self._kind = kind
+        self.is_delta = kind == DELTA_ELEMENT
+        self.proof = proof  # of the whole $INDEX
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, first: int, end: int) -> Elements:
+        """Return the rows from ``first`` up to ``end``, fewer where the table ends before."""
+        count = min(end, self._count) - first
+        if count <= 0:
+            return np.empty(0, self._kind)
+        size = self._kind.itemsize
+        return np.frombuffer(self._read(self._offset + first * size, count * size), self._kind)
+
+    def element(self, row: int) -> Element:
+        """Return one row."""
+        size = self._kind.itemsize
+        return Element(*_ELEMENT.unpack_from(self._read(self._offset + row * size, size)))
+
+    def chunks(self) -> Iterator[tuple[int, Elements]]:
+        """Yield (first row, rows), in pieces that are small beside the memory of a machine."""
+        for first in range(0, self._count, _CHUNK):
+            yield first, self.rows(first, first + _CHUNK)
+
+    def stored_count(self) -> int:
+        """Count the stored blocks."""
+        return sum(int(np.count_nonzero(stored(chunk))) for _, chunk in self.chunks())
+
+    def file_numbers(self) -> frozenset[int]:
+        """Return the numbers of the files that hold the stored blocks."""
+        numbers: set[int] = set()
+        for _, chunk in self.chunks():
+            numbers.update(np.unique(chunk["file_number"][stored(chunk)]).tolist())
+        return frozenset(numbers)
+
+
 class OwnIndex(NamedTuple):
     """The arrays of one file's $INDEX: reserved sectors and blocks."""
 
-    reserved: Elements
-    blocks: Elements
-    is_delta: bool
+    reserved: ElementTable
+    blocks: ElementTable
 
 
-def parse_index(buffer: Any, offset: int, length: int, *, is_delta: bool, path: Path) -> OwnIndex:
-    """Return the arrays of the $INDEX payload that lies at ``offset`` in ``buffer``.
+def parse_index(
+    read: ReadBytes, offset: int, length: int, proof: Proof, *, is_delta: bool, path: Path
+) -> OwnIndex:
+    """Return the arrays of the $INDEX payload that lies at ``offset`` in a file.
 
-    Raises DamagedError when the counts and the length disagree, or a delta's blocks don't ascend.
+    Raises DamagedError when the counts and the length disagree.
     """
     if length < 4:
         raise DamagedError(f"$INDEX at {offset} has {length} bytes", path=path)
-    (reserved_count,) = struct.unpack_from("<I", buffer, offset)
+    reserved_count = int.from_bytes(read(offset, 4), "little")
     position = 4 + reserved_count * ELEMENT.itemsize
     kind = DELTA_ELEMENT if is_delta else ELEMENT
     if position + 4 > length:
         raise DamagedError(f"$INDEX at {offset}: {reserved_count} reserved elements don't fit", path=path)
-    (count,) = struct.unpack_from("<I", buffer, offset + position)
+    count = int.from_bytes(read(offset + position, 4), "little")
     if position + 4 + count * kind.itemsize != length:
         raise DamagedError(f"$INDEX at {offset}: {count} elements don't make {length} bytes", path=path)
-    reserved = np.frombuffer(buffer, ELEMENT, reserved_count, offset + 4)
-    blocks = np.frombuffer(buffer, kind, count, offset + position + 4)
-    if is_delta and count > 1 and not bool((blocks["block"][1:] > blocks["block"][:-1]).all()):
-        raise DamagedError(f"$INDEX at {offset}: the delta's blocks don't ascend", path=path)
-    return OwnIndex(reserved, blocks, is_delta)
-
-
-def chunks(elements: Elements) -> Iterator[tuple[int, Elements]]:
-    """Yield (first row, rows) of an array, in pieces that are small beside the memory of a machine."""
-    for first in range(0, len(elements), _CHUNK):
-        yield first, elements[first : first + _CHUNK]
+    reserved = ElementTable(read, offset + 4, reserved_count, ELEMENT, proof)
+    return OwnIndex(reserved, ElementTable(read, offset + position + 4, count, kind, proof))
 
 
 def stored(elements: Elements) -> npt.NDArray[np.bool_]:
@@ -92,34 +155,33 @@ def stored(elements: Elements) -> npt.NDArray[np.bool_]:
     return result
 
 
-def count_stored(elements: Elements) -> int:
-    """Count the elements that are stored blocks."""
-    return sum(int(np.count_nonzero(stored(chunk))) for _, chunk in chunks(elements))
-
-
-def file_numbers(elements: Elements) -> frozenset[int]:
-    """Return the numbers of the files that hold the stored blocks of an array."""
-    numbers: set[int] = set()
-    for _, chunk in chunks(elements):
-        numbers.update(np.unique(chunk["file_number"][stored(chunk)]).tolist())
-    return frozenset(numbers)
+def check_delta(delta: ElementTable, end: int, where: str, path: Path) -> None:
+    """Check that a delta's blocks ascend and lie before ``end``; raises DamagedError."""
+    last = -1
+    for _, chunk in delta.chunks():
+        blocks = chunk["block"].astype(np.int64)
+        if blocks[0] <= last or not bool((blocks[1:] > blocks[:-1]).all()):
+            raise DamagedError(f"{where}: the delta's blocks don't ascend", path=path)
+        last = int(blocks[-1])
+    if last >= end:
+        raise DamagedError(f"{where}: the delta names block {last}, there are {end}", path=path)
 
 
 class ResolvedIndex:
     """The index of one array of a partition at a backup point: a base, and deltas over it.
 
-    A block beyond the base that no delta names is a hole.
+    A block beyond the base that no delta names is a hole. A stored block has a hash of its own, a hole has
+    not: it is believed only of an index that is what its own hash says.
     """
 
-    def __init__(self, base: Elements, deltas: Sequence[Elements] = ()) -> None:
+    def __init__(self, base: ElementTable, deltas: Sequence[ElementTable] = ()) -> None:
         self._base = base
-        self._bytes = base.view(np.uint8).data
         self._deltas = [delta for delta in deltas if len(delta)]
         self._blocks = np.empty(0, "<u4")  # ascending
         self._sources = np.empty(0, "<u2")  # which delta
         self._rows = np.empty(0, "<u4")  # which row of it
         if self._deltas:
-            blocks = np.concatenate([delta["block"] for delta in self._deltas])
+            blocks = np.concatenate([piece["block"] for delta in self._deltas for _, piece in delta.chunks()])
             sources = np.repeat(np.arange(len(self._deltas), dtype="<u2"), [len(d) for d in self._deltas])
             rows = np.concatenate([np.arange(len(d), dtype="<u4") for d in self._deltas])
             order = np.argsort(blocks, kind="stable")  # equal blocks stay in the order of their deltas
@@ -132,34 +194,51 @@ class ResolvedIndex:
 
     def element(self, block: int) -> Element:
         """Return one block's element."""
+        element = self._find(block)
+        if element.is_hole:
+            self._base.proof.make()
+        return element
+
+    def element_at_once(self, block: int) -> Element | None:
+        """Return one block's element, None for a hole that is not to be believed yet."""
+        element = self._find(block)
+        return None if element.is_hole and not self._base.proof.is_made else element
+
+    def _find(self, block: int) -> Element:
         if len(self._blocks):
             at = int(np.searchsorted(self._blocks, block))
             if at < len(self._blocks) and self._blocks[at] == block:
-                found = self._deltas[self._sources[at]][self._rows[at]]
-                return Element.of(found)
-        if block < len(self._base):
-            return Element(*_ELEMENT.unpack_from(self._bytes, block * ELEMENT.itemsize))
-        return HOLE
+                return self._deltas[int(self._sources[at])].element(int(self._rows[at]))
+        return self._base.element(block) if block < len(self._base) else HOLE
 
-    def elements(self, first: int, count: int) -> Elements:
+    def elements(self, first: int, end: int) -> Elements:
         """Return the elements of a run of blocks, as an array of ELEMENT."""
-        result = np.zeros(count, ELEMENT)
-        known = self._base[first : first + count]
+        result = np.zeros(end - first, ELEMENT)
+        known = self._base.rows(first, end)
         result[: len(known)] = known
-        low, high = np.searchsorted(self._blocks, [first, first + count])
+        low, high = np.searchsorted(self._blocks, [first, end])
         for source in np.unique(self._sources[low:high]).tolist():
             mine = np.flatnonzero(self._sources[low:high] == source) + low
-            rows = self._deltas[source][self._rows[mine]]
+            top = int(self._rows[mine[0]])  # the rows of one delta ascend with its blocks
+            rows = self._deltas[source].rows(top, int(self._rows[mine[-1]]) + 1)[self._rows[mine] - top]
             for name in ELEMENT.names or ():
                 result[name][self._blocks[mine] - first] = rows[name]
         return result
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, Elements]]:
-        """Yield (first block, elements) of a range of blocks, piece by piece."""
+        """Yield (first block, elements) of a range of blocks, piece by piece; what is left out are holes."""
         while first < end:
-            count = min(_CHUNK, end - first)
-            yield first, self.elements(first, count)
-            first += count
+            if first >= len(self._base):  # a damaged block_count may be far away
+                at = int(np.searchsorted(self._blocks, first))
+                first = int(self._blocks[at]) if at < len(self._blocks) else end
+            stop = min(first + _CHUNK, end)
+            if first < stop:
+                yield first, self.elements(first, stop)
+            first = stop
+
+    def prove_holes(self) -> None:
+        """Make sure that what is said of holes is so; raises DamagedError."""
+        self._base.proof.make()
 
     def stored_count(self) -> int:
         """Count the stored blocks."""

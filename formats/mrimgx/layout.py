@@ -126,7 +126,7 @@ def parse_metadata_block_header(data: bytes, offset: int, end: int, path: Path) 
         name = header.block_name.decode("ascii").rstrip(" ")
     except (ConstructError, UnicodeDecodeError) as error:
         raise DamagedError(f"no metadata block header at {offset}", path=path) from error
-    if not name.startswith("$"):
+    if not name.startswith("$") or not name.isprintable():
         raise DamagedError(f"no metadata block header at {offset}: block_name {name!r}", path=path)
     payload = offset + METADATA_BLOCK_HEADER_SIZE
     if payload + header.block_length > end:

@@ -13,7 +13,7 @@ from formats.mrimgx import checks
 from formats.mrimgx.backup_set import Chain, Members, check_shape, scan_files
 from formats.mrimgx.document import DiskRecord
 from formats.mrimgx.image_file import ImageFile
-from formats.mrimgx.index import OwnIndex, ResolvedIndex, count_stored
+from formats.mrimgx.index import ResolvedIndex
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
 from formats.mrimgx.reader import BlockPlace, BlocksReader
 
@@ -43,16 +43,20 @@ class MrimgxPartition(Partition):
         The reserved sectors are the newest file's own. Raises FormatError when the point is incomplete.
         """
         chain = self._point.chain
-        check_shape(chain, *self._at)
+        check_shape(chain, self._at)
         own = [image.index(*self._at) for image in chain.files]
-        base_image, base = chain.base, own[0]
-        if not len(base.blocks) and self.block_count:
-            base_image, base = self._earlier_base(base_image)
-        wanted = base_image.document.disks[self._at[0]].partitions[self._at[1]].block_count
-        if len(base.blocks) < wanted:
+        base = chain.base_of(self._at)
+        if base is not chain.base and self._point.members.changed_between(self._at, base, chain.base):
             raise DamagedError(
-                f"{self.place.partition}: the index has {len(base.blocks)} of {wanted} blocks",
-                path=base_image.path,
+                f"{self.place.partition}: the index is empty, though files since {base.path.name} have"
+                " blocks of it",
+                path=chain.base.path,
+            )
+        blocks = base.index(*self._at).blocks
+        wanted = base.document.disks[self._at[0]].partitions[self._at[1]].block_count
+        if len(blocks) < wanted:
+            raise DamagedError(
+                f"{self.place.partition}: the index has {len(blocks)} of {wanted} blocks", path=base.path
             )
         reserved = own[-1].reserved
         if len(reserved) * RESERVED_BLOCK_SIZE < self._record.reserved_length:
@@ -61,25 +65,13 @@ class MrimgxPartition(Partition):
                 f" {self._record.reserved_length} bytes of reserved sectors",
                 path=self._point.path,
             )
-        return ResolvedIndex(reserved), ResolvedIndex(base.blocks, [index.blocks for index in own[1:]])
-
-    def _earlier_base(self, image: ImageFile) -> tuple[ImageFile, OwnIndex]:
-        """Return the newest full index with blocks before ``image``, whose own is empty.
-
-        A partition that is imaged whole once (unformatted, MSR) has an empty index afterwards.
-        """
-        for earlier in self._point.members.full_before(image):
-            check_shape(Chain((earlier, image)), *self._at)
-            index = earlier.index(*self._at)
-            if len(index.blocks):
-                return earlier, index
-        raise DamagedError(f"{self.place.partition}: the index is empty", path=image.path)
+        return ResolvedIndex(reserved), ResolvedIndex(blocks, [index.blocks for index in own[1:]])
 
     def stored_blocks(self) -> int:
         """Count the stored blocks; of an incomplete point, those of its own file."""
         if self._point.problem is None:
             return self.indexes[1].stored_count()
-        return count_stored(self._point.image.index(*self._at).blocks)
+        return self._point.image.index(*self._at).blocks.stored_count()
 
     def arrays(self) -> Iterator[tuple[ResolvedIndex, BlockPlace, int]]:
         """Yield the index, the place and the block size of the reserved sectors and of the blocks."""
@@ -131,7 +123,7 @@ class MrimgxDisk(Disk):
     @cached_property
     def size(self) -> int:
         """The disk's bytes: an incremental may record too few, its base and a GPT know better."""
-        sizes = [record.size for record in self._earlier_records()] or [self._record.size]
+        sizes = [self._record.size, *(record.size for record in self._earlier_records())]
         sizes += [part.offset + part.size for part in self.partitions]
         if self.scheme == "gpt":
             with suppress(FormatError):  # locked or damaged: reading it will say so
@@ -162,23 +154,26 @@ class MrimgxDisk(Disk):
     @cached_property
     def _reader(self) -> BlockReader:
         image = self._point.image
-        placed: list[tuple[int, BlockReader]] = [(part.offset, part.reader()) for part in self.partitions]
-        records = [(0, self._track0)]
-        records += [
+        if not self._track0 and self.scheme in ("gpt", "mbr"):
+            raise DamagedError(f"{self.name}: its $TRACK0 is missing", path=image.path)
+        records = [
             (entry.offset, entry.boot_record)
             for entry in image.extended_partitions(self._at, self._point.members.cipher(image))
         ]
         if self.scheme == "gpt":
             records += partition_table.backup_gpt(self._track0, self.sector_size)
+        records.append((0, self._track0))  # the last: it may reach over boot records behind it
+        placed: list[tuple[int, BlockReader]] = [(part.offset, part.reader()) for part in self.partitions]
         for offset, data in records:
-            end = min([part.offset for part in self.partitions if part.offset >= offset], default=self.size)
-            piece = data[: max(0, end - offset)]
-            if not any(part.offset <= offset < part.offset + part.size for part in self.partitions):
-                placed.append((offset, BytesReader(piece)))
+            if not any(at <= offset < at + reader.size for at, reader in placed):
+                end = min([at for at, _ in placed if at >= offset], default=self.size)
+                placed.append((offset, BytesReader(data[: max(0, end - offset)])))
         try:
             return ConcatReader.from_placed(self.size, placed)
         except ValueError:
-            raise DamagedError(f"{self.name}: its parts overlap", path=image.path) from None
+            raise DamagedError(
+                f"{self.name}: its parts overlap or lie outside of it", path=image.path
+            ) from None
 
 
 class MrimgxPoint(Point):
@@ -232,8 +227,9 @@ class MrimgxPoint(Point):
         return self.problem.missing if isinstance(self.problem, IncompleteSetError) else ()
 
     def require_key(self) -> None:
-        """Raise PasswordError while the point is locked."""
-        self.members.cipher(self.image)
+        """Raise PasswordError while the point is locked: its own file, or one that it builds upon."""
+        for image in (self.image,) if isinstance(self._chain, FormatError) else self._chain.files:
+            self.members.cipher(image)
 
     def blocks_to_check(self) -> int:
         """Count the stored blocks at this point."""
@@ -263,8 +259,10 @@ class MrimgxSet(Container):
         return self.members.is_encrypted
 
     def unlock(self, password: str) -> None:
-        """Make the data readable; raises PasswordError when the password is wrong."""
+        """Make the data readable; raises PasswordError when the password is wrong, if only for ``point``."""
         self.members.unlock(password)
+        if self.point is not None:
+            self.point.require_key()
 
     def blocks_to_check(self) -> int:
         """Count the stored blocks of all points, each file's own."""

@@ -120,7 +120,9 @@ class BlocksReader(BlockReader):
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         pieces = []
         for number, start, step in self._parts(offset, length):
-            element = self._index.element(number)
+            element = self._index.element_at_once(number)
+            if element is None:
+                return None
             if element.is_hole:
                 pieces.append(bytes(step))
                 continue
@@ -161,15 +163,22 @@ class BlocksReader(BlockReader):
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         size = self._block_size
-        first, end = offset // size, -(-(offset + length) // size)
-        for number, elements in self._index.runs(first, end):
+        end = offset + length
+        for number, elements in self._index.runs(offset // size, -(-end // size)):
             states = stored(elements)
+            if not states.all():
+                self._index.prove_holes()
             edges = np.flatnonzero(states[1:] != states[:-1]) + 1
             starts = [0, *edges.tolist()]
+            if offset < number * size:  # left out: holes
+                yield Extent(offset, number * size - offset, False)
+                offset = number * size
             for at, stop in zip(starts, [*starts[1:], len(states)], strict=True):
-                low = max(offset, (number + at) * size)
-                high = min(offset + length, (number + stop) * size)
-                yield Extent(low, high - low, bool(states[at]))
+                high = min(end, (number + stop) * size)
+                yield Extent(offset, high - offset, bool(states[at]))
+                offset = high
+        if offset < end:
+            yield Extent(offset, end - offset, False)
 
     def _prefetch(self, offset: int, length: int) -> None:
         size = self._block_size

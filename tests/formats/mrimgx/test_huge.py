@@ -30,8 +30,7 @@ print(json.dumps([names, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_ma
 
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HugeSet]:
-    """Write the set, sparse; its base's index is not hashed, which opening does not do either."""
-    yield huge_set(tmp_path_factory.mktemp("huge"), hash_index=False)
+    yield huge_set(tmp_path_factory.mktemp("huge"))
 
 
 def list_root(path: Path) -> tuple[list[str], float, int]:
@@ -76,7 +75,7 @@ def serving_processes(root: Path) -> list[int]:
 
 def test_blocks_come_from_the_newest_delta_that_has_them(huge: HugeSet) -> None:
     chance = random.Random(5)
-    for number in (100, 57):
+    for number in (57,):  # it has holes: the base's index of 2 GB is hashed then
         with formats.open_container(huge.paths[number]) as container:
             assert container.point is not None
             assert container.point.problem is None
