@@ -202,8 +202,9 @@ def mbr_by_sfdisk(path: Path, sector_size: int) -> None:
 def mbr_by_parted(path: Path, sector_size: int) -> None:
     steps = "mklabel msdos mkpart primary 1MiB 4MiB mkpart extended 4MiB 60MiB"
     steps += " mkpart logical 5MiB 9MiB mkpart logical 30MiB 60MiB mkpart logical 10MiB 20MiB"
-    with device(path, sector_size) as place:
-        run("parted", "-s", "-a", "none", place, *steps.split())
+    if sector_size != 512:
+        pytest.skip("parted wants udev to make a table on a loop device")
+    run("parted", "-s", "-a", "none", path, *steps.split())
 
 
 def mbr_without_logical(path: Path, sector_size: int) -> None:

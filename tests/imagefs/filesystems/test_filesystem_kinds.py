@@ -145,7 +145,7 @@ def test_times(built: Volume, volume: FileSystem) -> None:
 
 
 def has_nanoseconds(built: Volume, path: str) -> bool:
-    """Whether mke2fs copied more than whole seconds of times, as debugfs sees it; not all of its builds do."""
+    """Whether the volume has more than whole seconds of times, as debugfs sees it."""
     assert built.path is not None
     told = run("debugfs", "-R", f"stat {path}", built.path).decode()
     found = re.search(r"mtime: 0x[0-9a-f]+:([0-9a-f]+)", told)
@@ -349,7 +349,9 @@ def test_ext_features(tmp_path: Path, features: tuple[str, ...]) -> None:
     source = tmp_path / "source"
     found = dict(walk(volume, volume.root))
     given = {
-        os.path.relpath(Path(at) / name, source) for at, *kinds in os.walk(source) for name in sum(kinds, [])
+        os.path.relpath(Path(at) / name, source)
+        for at, folders, files in os.walk(source)
+        for name in (*folders, *files)
     }
     assert set(found) - {"lost+found"} == given
     for path, node in found.items():
