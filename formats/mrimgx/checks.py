@@ -1,6 +1,6 @@
 """Verification: checks that cover every metadata block and every stored block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from formats.container import BadBlock, Check, CheckResult
 from formats.errors import DamagedBlockError, FormatError, PasswordError
-from formats.mrimgx.backup_set import Members
+from formats.mrimgx.backup_set import Members, Place
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, Elements, ElementTable, stored
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
@@ -32,16 +32,14 @@ def check_point(point: "MrimgxPoint") -> Iterator[Check]:
         yield Check(0, partial(_check_metadata, image))
     for part in _partitions(point):
         try:
-            arrays = list(part.arrays())
+            for index, place, size in part.arrays():
+                for first, elements in index.runs(0, index.count):
+                    rows = np.flatnonzero(stored(elements))
+                    yield from _check_blocks(
+                        point.members.store, point.image, place, size, rows + first, elements[rows]
+                    )
         except FormatError as error:
             yield _failed(error, point.image, part.place.partition)
-            continue
-        for index, place, size in arrays:
-            for first, elements in index.runs(0, index.count):
-                rows = np.flatnonzero(stored(elements))
-                yield from _check_blocks(
-                    point.members.store, point.image, place, size, rows + first, elements[rows]
-                )
 
 
 def count_point(point: "MrimgxPoint") -> int:
@@ -63,49 +61,55 @@ def check_set(members: Members) -> Iterator[Check]:
     Where two index entries tell different things of the same bytes, both are checked. Blocks of files
     that are not there are left out: the points that need them tell of that.
     """
-    seen = _Seen()
-    spoiled = np.array(sorted(members.spoiled), np.uint16)
+    seen = _Seen(members.spoiled)
     for image in members.files:
         yield Check(0, partial(_check_metadata, image))
-        for place, own in _own_arrays(image):
-            if isinstance(own, FormatError):
-                yield _failed(own, image, place.partition)
-                continue
-            table, size = own
-            for first, piece in table.chunks():
-                rows = np.flatnonzero(stored(piece) & ~np.isin(piece["file_number"], spoiled))
-                numbers = piece["block"].astype(np.int64) if table.is_delta else np.arange(len(piece)) + first
-                rows = rows[seen.add(place, numbers[rows], piece[rows])]
-                yield from _check_blocks(members.store, image, place, size, numbers[rows], piece[rows])
+        for at, part in image.document.partitions():
+            place = _place(image, at)
+            try:
+                own = image.index(*at)
+                for array, table, size in (
+                    (place.reserved(), own.reserved, RESERVED_BLOCK_SIZE),
+                    (place, own.blocks, part.block_size),
+                ):
+                    for numbers, elements in seen.new(array, table):
+                        yield from _check_blocks(members.store, image, array, size, numbers, elements)
+            except FormatError as error:
+                yield _failed(error, image, place.partition)
 
 
 def count_set(members: Members) -> int:
     """Count the blocks that the set's files name: what ``check_set`` covers at the most."""
-    arrays = (own for image in members.files for _, own in _own_arrays(image))
-    return sum(own[0].stored_count() for own in arrays if not isinstance(own, FormatError))
+    total = 0
+    for image in members.files:
+        for at in image.places:
+            with suppress(FormatError):
+                total += sum(table.stored_count() for table in image.index(*at))
+    return total
 
 
-def _own_arrays(image: ImageFile) -> Iterator[tuple[BlockPlace, tuple[ElementTable, int] | FormatError]]:
-    """Yield the arrays of a file's own indexes with their block sizes, or why they can't be used."""
-    for at, part in image.document.partitions():
-        disk = image.document.disks[at[0]].number
-        place = BlockPlace(f"disk{disk}/p{part.number}", disk, part.number)
-        try:
-            index = image.index(*at)
-        except FormatError as error:
-            yield place, error
-            continue
-        yield place.reserved(), (index.reserved, RESERVED_BLOCK_SIZE)
-        yield place, (index.blocks, part.block_size)
+def _place(image: ImageFile, at: Place) -> BlockPlace:
+    disk = image.document.disks[at[0]]
+    number = disk.partitions[at[1]].number
+    return BlockPlace(f"disk{disk.number}/p{number}", disk.number, number)
 
 
 class _Seen:
     """Which index entries have been met: 8 bytes for each, a mixture of all that it says."""
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: Iterable[int]) -> None:
+        self._left_out = np.array(sorted(left_out), np.uint16)  # file numbers
         self._keys: dict[tuple[BlockPlace, int], npt.NDArray[np.uint64]] = {}  # by file number; ascending
 
-    def add(
+    def new(self, place: BlockPlace, table: ElementTable) -> Iterator[tuple[npt.NDArray[np.int64], Elements]]:
+        """Yield (block numbers, elements) of the stored blocks that are met for the first time."""
+        for first, piece in table.chunks():
+            numbers = piece["block"].astype(np.int64) if table.is_delta else first + np.arange(len(piece))
+            rows = np.flatnonzero(stored(piece) & ~np.isin(piece["file_number"], self._left_out))
+            rows = rows[self._add(place, numbers[rows], piece[rows])]
+            yield numbers[rows], piece[rows]
+
+    def _add(
         self, place: BlockPlace, numbers: npt.NDArray[np.int64], elements: Elements
     ) -> npt.NDArray[np.bool_]:
         """Remember entries and return which of them are new."""
