@@ -140,9 +140,18 @@ def test_mount_with_the_password(three: Three, tmp_path: Path, password_file: Pa
 
 
 @pytest.mark.parametrize(
-    "command", [["ls"], ["cat", "disk1.raw"], ["cp", "disk1.raw", "OUT"], ["verify"], ["mount", "OUT"]]
+    ("command", "password"),
+    [
+        (["ls"], None),
+        (["cat", "disk1.raw"], None),
+        (["cp", "disk1.raw", "OUT"], None),
+        (["verify"], None),
+        (["mount", "OUT"], None),
+        (["ls"], "wrong"),
+        (["mount", "OUT"], "wrong"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )
-@pytest.mark.parametrize("password", [None, "wrong"])
 def test_a_missing_or_wrong_password(
     three: Three, tmp_path: Path, command: list[str], password: str | None
 ) -> None:

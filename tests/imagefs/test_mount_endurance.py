@@ -101,9 +101,8 @@ def test_forced_unmount_under_readers(image: Path, manifest: Path, tmp_path: Pat
         wait_until_none_serves(root)
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
-def test_a_killed_server_under_readers(image: Path, manifest: Path, tmp_path: Path, mechanism: str) -> None:
-    with mounted(image, tmp_path / "mnt", "--mechanism", mechanism) as root:
+def test_a_killed_server_under_readers(image: Path, manifest: Path, tmp_path: Path) -> None:
+    with mounted(image, tmp_path / "mnt") as root:
         (server,) = serving_processes(root)
         with reading(root, manifest, 0) as readers:
             time.sleep(0.5)
