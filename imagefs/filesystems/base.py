@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Generic, Self, TypeVar
 
 from formats.blockreader import BlockReader
+from formats.errors import DamagedError, FormatError
 from mounters.tree import Attributes, Entry, NodeType, not_a_directory, not_found
 
 Key = TypeVar("Key", bound=Hashable)
@@ -38,8 +39,11 @@ class FileSystem(ABC):
         """Return a directory's entries without "." and "..", in one fixed order."""
 
     @abstractmethod
-    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
-        """Return a directory's entries, each with its attributes."""
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
+        """Return a directory's entries, each with its attributes.
+
+        None stands for attributes that can't be read: ``attributes`` raises why.
+        """
 
     @abstractmethod
     def lookup(self, inode: int, name: str) -> int:
@@ -130,9 +134,9 @@ class CachedFileSystem(FileSystem):
         """Return a directory's entries."""
         return list(self._listing(inode).values())
 
-    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
-        """Return a directory's entries with their attributes; raises where one of these can't be had."""
-        return [(entry, self.attributes(entry.inode)) for entry in self._listing(inode).values()]
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
+        """Return a directory's entries with their attributes, None where these can't be read."""
+        return [(entry, self._readable(entry.inode)) for entry in self._listing(inode).values()]
 
     def lookup(self, inode: int, name: str) -> int:
         """Return the inode number of a name, compared exactly."""
@@ -146,6 +150,12 @@ class CachedFileSystem(FileSystem):
         self._listings.clear()
         self._nodes.clear()
 
+    def _readable(self, inode: int) -> Attributes | None:
+        try:
+            return self.attributes(inode)
+        except FormatError:
+            return None
+
     def _listing(self, inode: int) -> dict[str, Entry]:
         known = self._listings.get(inode)
         if known is None:
@@ -153,6 +163,7 @@ class CachedFileSystem(FileSystem):
                 raise not_a_directory(str(inode))
             known = {}
             for entry in self._load_listing(inode):
-                known.setdefault(entry.name, entry)
+                if known.setdefault(entry.name, entry) != entry:
+                    raise DamagedError(f"directory {inode}: the name {entry.name!r} is there twice")
             self._listings.put(inode, known)
         return known

@@ -42,16 +42,9 @@ _SIGNATURES = (
     Signature("Btrfs", 0x10040, b"_BHRfS_M"),
 )
 _TSK_TYPES = {
-    "exFAT": pytsk3.TSK_FS_TYPE_EXFAT,
-    "FAT": pytsk3.TSK_FS_TYPE_FAT_DETECT,
     "HFS+": pytsk3.TSK_FS_TYPE_HFS,
     "ISO 9660": pytsk3.TSK_FS_TYPE_ISO9660,
     "UFS": pytsk3.TSK_FS_TYPE_FFS_DETECT,
-}
-_FAT_KINDS = {
-    int(pytsk3.TSK_FS_TYPE_FAT12): "FAT12",
-    int(pytsk3.TSK_FS_TYPE_FAT16): "FAT16",
-    int(pytsk3.TSK_FS_TYPE_FAT32): "FAT32",
 }
 
 
@@ -75,18 +68,17 @@ def _open(family: str, reader: BlockReader, sector_size: int) -> FileSystem:
         return NtfsFileSystem(reader, sector_size)
     if family == "ext":
         return ExtFileSystem(reader)
+    if family in ("FAT", "exFAT"):
+        return FatFileSystem(reader, is_exfat=family == "exFAT")
     if family not in _TSK_TYPES:
         raise UnsupportedError(f"{family} is recognised, but can't be read")
     image = TskImage(reader, sector_size)
     with image.calls(f"{family} volume"):
         fs = pytsk3.FS_Info(image, 0, _TSK_TYPES[family])
-        kind = _FAT_KINDS.get(int(fs.info.ftype), family)
-    if family in ("FAT", "exFAT"):
-        return FatFileSystem(reader, image, fs, kind=kind)
     label = ""
     if family == "ISO 9660":
         label = reader.read_at(0x8000 + 40, 32).decode("ascii", "replace").rstrip(" \0")
-    return TskFileSystem(reader, image, fs, kind=kind, label=label, direct=family != "ISO 9660")
+    return TskFileSystem(reader, image, fs, kind=family, label=label, direct=family != "ISO 9660")
 
 
 def recognise(reader: BlockReader) -> str | None:

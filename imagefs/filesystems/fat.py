@@ -1,202 +1,237 @@
-"""FAT12, FAT16, FAT32 and exFAT through TSK, with what TSK drops from directory entries.
+"""FAT12, FAT16, FAT32 and exFAT, read from their own structures.
 
-TSK runs times through the machine's time zone, shows the volume label as a file, and does not tell how
-much of an exFAT file is valid; so a node's own directory entry is read beside it. FAT times have no
-zone: they are taken as UTC. Specifications: Microsoft, FAT32 File System Specification 1.03; exFAT file
-system specification 1.00. Little endian.
+TSK cuts long names, writes "^" over characters of 8.3 names, so that different names become one, leaves
+out entries that it doubts, and runs times through the machine's time zone; so nothing here goes through it.
 """
 
+import errno
+import os
 import struct
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError
-from imagefs.filesystems.runs import ChunkedReader
-from imagefs.filesystems.tsk import TskFileSystem, data_runs
-from imagefs.filesystems.tsk_image import TskImage
-from mounters.tree import Attributes, Entry, NodeType
+from imagefs.filesystems.base import CachedFileSystem, LeastRecentlyUsed
+from imagefs.filesystems.fat_layout import (
+    ENTRY_SIZE,
+    ROOT,
+    Node,
+    exfat_label,
+    exfat_names,
+    fat_label,
+    fat_names,
+    parse_exfat_boot,
+    parse_exfat_node,
+    parse_fat_boot,
+    parse_fat_node,
+)
+from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
+from mounters.tree import Attributes, Entry, NodeType, is_a_directory
 
-_FIRST_INODE = 3  # of the first directory entry; TSK numbers every 32 bytes of the data area
-_VOLUME_ID = 0x08  # attribute of the label's entry
-_EXFAT_FILE, _EXFAT_STREAM, _EXFAT_LABEL = 0x85, 0xC0, 0x83
-_FAT_ENTRY = struct.Struct("<11sB1xBHHH2xHH2xI")  # name, attributes, tens; created, accessed, modified; size
-_EXFAT_TIMES = struct.Struct("<8xIIIBBBBB")  # created, modified, accessed; tens; zones
-_EXFAT_LENGTHS = struct.Struct("<8xQ8xQ")  # valid, whole
+_FIRST_INODE = 3  # of the first directory entry; each 32 bytes of the data area have a number, as in TSK
+_PIECE = 6144  # bytes of the FAT decoded at once: whole entries of 12, 16 and 32 bits
+_PIECES_KEPT = 64
+_LARGEST_FAT, _LARGEST_EXFAT = 2 << 20, 256 << 20  # bytes of a directory
 
 
-class FatFileSystem(TskFileSystem):
-    """A FAT or exFAT volume."""
+class FatFileSystem(CachedFileSystem):
+    """A FAT or exFAT volume. Raises FormatError from the constructor when it can't be used."""
 
-    def __init__(self, reader: BlockReader, image: TskImage, fs: Any, *, kind: str) -> None:
-        super().__init__(reader, image, fs, kind=kind)
-        self._is_exfat = kind == "exFAT"
+    root = ROOT
+
+    def __init__(self, reader: BlockReader, *, is_exfat: bool) -> None:
+        super().__init__()
+        self._reader = reader
         self._metadata = ChunkedReader(reader)
+        self._pieces: LeastRecentlyUsed[int, Sequence[int]] = LeastRecentlyUsed(_PIECES_KEPT)
+        self._owners: dict[int, int] = {}  # the directory that starts at a cluster
+        self._is_exfat = is_exfat
         sector = reader.read_at(0, 512)
-        if self._is_exfat:
-            fat, _, heap = struct.unpack_from("<III", sector, 80)
-            self._data_start = heap << sector[108]
-            self._fat_start = fat << sector[108]
-            self.block_size = 1 << sector[108] + sector[109]
-        else:
-            size, per_cluster, reserved, fats = struct.unpack_from("<HBHB", sector, 11)
-            length = struct.unpack_from("<H", sector, 22)[0] or struct.unpack_from("<I", sector, 36)[0]
-            self._data_start = (reserved + fats * length) * size
-            self.block_size = per_cluster * size
-        self._find_label()
+        self._geometry = parse_exfat_boot(sector) if is_exfat else parse_fat_boot(sector)
+        self.kind = self._geometry.kind
+        self.block_size = self._geometry.cluster_size
+        if not any(self._piece(0)[:2]):
+            raise DamagedError(f"{self.kind}: its FAT is empty")
+        root = self._directory(ROOT)
+        self._root_size = root.size
+        content = root.read_at(0, root.size)
+        self.label = exfat_label(content) if is_exfat else fat_label(content)
 
-    def _find_label(self) -> None:
-        """Set the label from the root directory's entry for it."""
-        with self._image.calls("root directory"):
-            for node in self._fs.open_dir(inode=self.root):
-                inode = int(node.info.name.meta_addr)
-                raw = self._entry(inode) if inode >= _FIRST_INODE else b""
-                if self._is_exfat and raw[:1] == bytes([_EXFAT_LABEL]):
-                    self.label = raw[2 : 2 + 2 * min(raw[1], 11)].decode("utf-16-le", "replace")
-                    return
-                if raw and not self._is_exfat and raw[11] & 0x3F == _VOLUME_ID and raw[0] != 0xE5:
-                    self.label = raw[:11].decode("cp437").rstrip(" \0")
-                    return
+    def read_link(self, inode: int) -> str:
+        """Raise EINVAL: there are no links."""
+        self.attributes(inode)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    def _entry(self, inode: int) -> bytes:
-        at = self._data_start + (inode - _FIRST_INODE) * 32
-        if inode < _FIRST_INODE or at + 32 > self._reader.size:
-            return b""  # the root, and what TSK adds
-        return self._metadata.read(at, 32)
+    def open(self, inode: int) -> BlockReader:
+        """Return a file's data."""
+        if inode == ROOT:
+            raise is_a_directory(str(inode))
+        node = self._node(inode)
+        if node.is_directory:
+            raise is_a_directory(str(inode))
+        return self._data(node, node.size, f"file {inode}")
 
-    def _load_listing(self, inode: int) -> Iterable[Entry]:
-        """Return what TSK lists of the names that the directory holds; it has to list all of them."""
-        stored = self._stored(inode)
-        entries = [entry for entry in super()._load_listing(inode) if entry.inode in stored]
-        if len(entries) < len(stored):
-            raise DamagedError(f"directory {inode}: {len(entries)} of its {len(stored)} names can be read")
-        return entries
+    def close(self) -> None:
+        """Forget the caches."""
+        super().close()
+        self._metadata.clear()
+        self._pieces.clear()
 
-    def _stored(self, inode: int) -> set[int]:
-        """Return the inode numbers of a directory's entries, up to its end mark.
-
-        TSK goes beyond that, and leaves out without a word what it takes for no entry.
-        """
-        with self._image.calls(f"directory {inode}"):
-            node = self._fs.open_meta(inode)
-            size = int(node.info.meta.size)
-            runs = data_runs(node)
-        if sum(run.length for run in runs) * self._unit < size:
-            raise DamagedError(f"directory {inode}: a part of its {size} bytes has no place on the volume")
-        numbers: set[int] = set()
-        for run in runs:
-            at = run.addr * self._unit
-            if at + run.length * self._unit > self._reader.size:
-                raise DamagedError(f"directory {inode}: its data at {at} lies outside the volume")
-            raw = self._reader.read_at(at, run.length * self._unit)
-            first = _FIRST_INODE + (at - self._data_start) // 32
-            for index, (mark, attributes) in enumerate(zip(raw[::32], raw[11::32], strict=True)):
-                if mark == 0:
-                    return numbers
-                if self._is_exfat:
-                    is_node = mark == _EXFAT_FILE
-                else:  # neither deleted, "." or "..", the label, nor a part of a long name
-                    is_node = mark not in (0xE5, 0x2E) and not attributes & _VOLUME_ID
-                if is_node:
-                    numbers.add(first + index)
-        return numbers
+    # nodes
 
     def _load_attributes(self, inode: int) -> Attributes:
-        node = super()._load_attributes(inode)
-        mode = 0o555 if node.type is NodeType.DIRECTORY else 0o444
-        node = replace(node, mode=mode, uid=0, gid=0, links=1, changed=0, modified=0, accessed=0, created=0)
-        raw = self._entry(inode)
-        if not raw:
-            return node
-        created, modified, accessed = self._exfat_times(raw) if self._is_exfat else self._fat_times(raw, node)
-        return replace(node, created=created, modified=modified, changed=modified, accessed=accessed)
-
-    def _fat_times(self, raw: bytes, node: Attributes) -> tuple[int, int, int]:
-        _, _, tens, time, date, accessed, modified_time, modified_date, size = _FAT_ENTRY.unpack(raw)
-        if node.type is NodeType.FILE and size != node.size:
-            raise DamagedError(f"file {node.inode}: {node.size} bytes, its directory entry says {size}")
-        return (
-            _nanoseconds(date, time, tens),
-            _nanoseconds(modified_date, modified_time),
-            _nanoseconds(accessed, 0),
+        if inode == ROOT:
+            return Attributes(ROOT, NodeType.DIRECTORY, size=self._root_size, mode=0o555)
+        node = self._node(inode)
+        allocated = -(-node.size // self.block_size) * self.block_size
+        return Attributes(
+            inode=inode,
+            type=NodeType.DIRECTORY if node.is_directory else NodeType.FILE,
+            size=node.size,
+            mode=0o555 if node.is_directory else 0o444,
+            modified=node.modified,
+            accessed=node.accessed,
+            changed=node.modified,
+            created=node.created,
+            allocated=allocated,
         )
 
-    def _exfat_times(self, raw: bytes) -> tuple[int, int, int]:
-        created, modified, accessed, tens, modified_tens, zone, modified_zone, accessed_zone = (
-            _EXFAT_TIMES.unpack_from(raw)
-        )
-        return (
-            _nanoseconds(created >> 16, created & 0xFFFF, tens) - _offset(zone),
-            _nanoseconds(modified >> 16, modified & 0xFFFF, modified_tens) - _offset(modified_zone),
-            _nanoseconds(accessed >> 16, accessed & 0xFFFF) - _offset(accessed_zone),
-        )
+    def _node(self, inode: int) -> Node:
+        """Return what a node's directory entry says, which its number is the place of."""
+        at = self._geometry.data_start + (inode - _FIRST_INODE) * ENTRY_SIZE
+        what = f"inode {inode}"
+        if inode < _FIRST_INODE or at + ENTRY_SIZE > self._reader.size:
+            raise DamagedError(f"{what} is outside the volume")
+        entry = self._metadata.read(at, ENTRY_SIZE)
+        return self._exfat_node(at, entry, what) if self._is_exfat else parse_fat_node(entry, what)
 
-    def _initialized(self, inode: int, size: int) -> int:
-        """Return an exFAT file's valid length, from the second entry of its set."""
-        if not self._is_exfat:
-            return size
-        entries = self._entry_set(inode)
-        valid, whole = _EXFAT_LENGTHS.unpack_from(entries, 32)
-        if whole != size or valid > whole:
-            raise DamagedError(f"file {inode}: {valid} bytes valid of {whole}, {size} expected")
-        return int(valid)
-
-    def _entry_set(self, inode: int) -> bytes:
-        """Return the directory entries of an exFAT file, checked by their sum.
+    def _exfat_node(self, at: int, entry: bytes, what: str) -> Node:
+        """Return a node by the set of entries at ``at``.
 
         They may go on in another cluster: the one the FAT names or, where the directory lies in one
-        piece and its part of the FAT means nothing, the next.
+        piece and its part of the FAT means nothing, the next. Their sum tells.
         """
-        at = self._data_start + (inode - _FIRST_INODE) * 32
-        cluster = (at - self._data_start) // self.block_size
-        end = self._data_start + (cluster + 1) * self.block_size
-        length = 32 * (1 + self._entry(inode)[1])
-        first = self._metadata.read(at, min(length, end - at))
-        starts = [end]
-        if len(first) < length:
-            fat = self._metadata.read(self._fat_start + 4 * (cluster + 2), 4)
-            starts.append(self._data_start + (int.from_bytes(fat, "little") - 2) * self.block_size)
-        for start in starts:
-            if len(first) < length and not self._data_start <= start <= self._reader.size - length:
-                continue
-            rest = self._metadata.read(start, length - len(first)) if len(first) < length else b""
-            entries = first + rest
-            if entries[32:33] == bytes([_EXFAT_STREAM]) and _sum(entries) == entries[2] | entries[3] << 8:
-                return entries
-        raise DamagedError(f"file {inode}: the sum of its directory entries is wrong")
+        cluster, inside = divmod(at - self._geometry.cluster_start, self.block_size)
+        length = ENTRY_SIZE * (1 + entry[1])
+        first = self._metadata.read(at, min(length, self.block_size - inside, self._reader.size - at))
+        if len(first) == length:
+            return parse_exfat_node(first, what)
+        for following in (cluster + 3, self._next(cluster + 2)):
+            if 2 <= following < self._geometry.clusters + 2:
+                start = self._place(following)
+                if start + length - len(first) <= self._reader.size:
+                    entries = first + self._metadata.read(start, length - len(first))
+                    try:
+                        return parse_exfat_node(entries, what)
+                    except DamagedError:
+                        continue
+        raise DamagedError(f"{what}: the sum of its directory entries is wrong")
+
+    # directories
+
+    def _load_listing(self, inode: int) -> Iterator[Entry]:
+        what = f"directory {inode}"
+        directory = self._directory(inode)
+        content = directory.read_at(0, directory.size)
+        if not self._is_exfat and inode != ROOT and content[:1] != b".":
+            raise DamagedError(f"{what}: it does not start with itself")
+        names = exfat_names(content, what) if self._is_exfat else fat_names(content, what)
+        for number, name, is_directory in names:
+            at = directory.place(number * ENTRY_SIZE)
+            assert at is not None
+            own = _FIRST_INODE + (at - self._geometry.data_start) // ENTRY_SIZE
+            yield Entry(name, own, NodeType.DIRECTORY if is_directory else NodeType.FILE)
+
+    def _directory(self, inode: int) -> RunsReader:
+        """Return the bytes of a directory; DamagedError where they are another's as well."""
+        what = f"directory {inode}"
+        geometry = self._geometry
+        limit = _LARGEST_EXFAT if self._is_exfat else _LARGEST_FAT
+        if inode == ROOT and not geometry.root_cluster:
+            size = geometry.cluster_start - geometry.data_start
+            return RunsReader(self._reader, [Run(size, geometry.data_start)], size, name=what)
+        root = Node(True, geometry.root_cluster, 0, 0, True, 0, 0, 0)
+        node = root if inode == ROOT else self._node(inode)
+        if node.first_cluster and self._owners.setdefault(node.first_cluster, inode) != inode:
+            raise DamagedError(f"{what}: directory {self._owners[node.first_cluster]} is in the same place")
+        if inode != ROOT and self._is_exfat:
+            if node.size > limit:
+                raise DamagedError(f"{what}: {node.size} bytes")
+            return self._data(node, node.size, what)
+        runs = self._chain(node.first_cluster, None, limit // self.block_size + 1, what)
+        return RunsReader(self._reader, runs, sum(run.length for run in runs), name=what)
+
+    # data
+
+    def _data(self, node: Node, size: int, what: str) -> RunsReader:
+        if not size:
+            return RunsReader(self._reader, [], 0, name=what)
+        count = -(-size // self.block_size)
+        if node.is_chained:
+            runs = self._chain(node.first_cluster, count, count, what)
+        elif 2 <= node.first_cluster <= self._geometry.clusters + 2 - count:
+            runs = [Run(count * self.block_size, self._place(node.first_cluster))]
+        else:
+            raise DamagedError(f"{what}: clusters {node.first_cluster}+{count} are outside the volume")
+        return RunsReader(self._reader, runs, size, initialized=node.valid, name=what)
+
+    def _place(self, cluster: int) -> int:
+        return self._geometry.cluster_start + (cluster - 2) * self.block_size
+
+    def _chain(self, first: int, count: int | None, limit: int, what: str) -> list[Run]:
+        """Return the places of a chain's first ``count`` clusters; None: of all of it.
+
+        Raises DamagedError where the chain is shorter, goes outside the volume or through a cluster twice,
+        or is longer than ``limit``.
+        """
+        ends = {12: 0xFF8, 16: 0xFFF8, 32: 0x0FFF_FFF8}[self._geometry.entry_bits]
+        end = 0xFFFF_FFF8 if self._is_exfat else ends
+        beyond = self._geometry.clusters + 2
+        starts: list[list[int]] = []  # [first cluster, clusters] of each piece
+        cluster, total, previous = first, 0, -1
+        while count is None or total < count:
+            if not 2 <= cluster < beyond:
+                if count is None and cluster >= end and total:
+                    break
+                raise DamagedError(f"{what}: cluster {cluster:#x} follows the first {total} of its chain")
+            if total == limit:
+                raise DamagedError(f"{what}: a chain of more than {limit} clusters")
+            if cluster == previous + 1:
+                starts[-1][1] += 1
+            else:
+                starts.append([cluster, 1])
+            total += 1
+            previous, cluster = cluster, self._next(cluster)
+        at = 0
+        for start, length in sorted(starts):
+            if start < at:
+                raise DamagedError(f"{what}: its chain goes through cluster {start} twice")
+            at = start + length
+        return [Run(length * self.block_size, self._place(start)) for start, length in starts]
+
+    def _next(self, cluster: int) -> int:
+        """Return what the FAT says of a cluster."""
+        per_piece = _PIECE * 8 // self._geometry.entry_bits
+        return self._piece(cluster // per_piece)[cluster % per_piece]
+
+    def _piece(self, number: int) -> Sequence[int]:
+        """Return the entries of a piece of the FAT."""
+        known = self._pieces.get(number)
+        if known is None:
+            start, length = number * _PIECE, self._geometry.fat_length
+            if self._geometry.fat_start + length > self._reader.size:
+                raise DamagedError(f"{self.kind}: its FAT reaches outside the volume")
+            raw = self._reader.read_at(self._geometry.fat_start + start, min(_PIECE, length - start))
+            known = _decode(raw, self._geometry.entry_bits, self._is_exfat)
+            self._pieces.put(number, known)
+        return known
 
 
-def _sum(entries: bytes) -> int:
-    """Return the checksum of an exFAT entry set, its own place left out."""
-    total = 0
-    for index, byte in enumerate(entries):
-        if index not in (2, 3):
-            total = ((total & 1) << 15 | total >> 1) + byte & 0xFFFF
-    return total
-
-
-def _nanoseconds(date: int, time: int, tens: int = 0) -> int:
-    """Return a DOS date and time (2 s, and units of 10 ms) in nanoseconds; 0 where there is none."""
-    try:
-        moment = datetime(
-            1980 + (date >> 9),
-            date >> 5 & 15,
-            date & 31,
-            time >> 11,
-            time >> 5 & 63,
-            2 * (time & 31),
-            tzinfo=UTC,
-        )
-    except ValueError:
-        return 0
-    return int(moment.timestamp()) * 1_000_000_000 + min(tens, 199) * 10_000_000
-
-
-def _offset(zone: int) -> int:
-    """Return an exFAT zone's offset from UTC in nanoseconds; 0 where it is not given."""
-    if not zone & 0x80:
-        return 0
-    quarters = zone & 0x7F
-    return (quarters - 128 if quarters >= 64 else quarters) * 900 * 1_000_000_000
+def _decode(raw: bytes, bits: int, is_exfat: bool) -> Sequence[int]:
+    if bits == 16:
+        return struct.unpack(f"<{len(raw) // 2}H", raw)
+    if bits == 32:
+        entries = struct.unpack(f"<{len(raw) // 4}I", raw)
+        return entries if is_exfat else [entry & 0x0FFF_FFFF for entry in entries]
+    pairs = [int.from_bytes(raw[at : at + 3], "little") for at in range(0, len(raw), 3)]
+    return [half for pair in pairs for half in (pair & 0xFFF, pair >> 12)]

@@ -7,19 +7,19 @@ what is compressed goes through TSK, which is opened when the first such file is
 
 import errno
 import os
-import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pytsk3
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems.base import ENTRIES_KEPT, NODES_KEPT, FileSystem, LeastRecentlyUsed
+from imagefs.filesystems.names import decode_name
+from imagefs.filesystems.ntfs_index import read_index
 from imagefs.filesystems.ntfs_layout import (
     COMPRESSED,
     DIRECTORY,
-    DOS_NAME,
     ENCRYPTED,
     FILE_DIRECTORY,
     FILE_ENCRYPTED,
@@ -33,15 +33,11 @@ from imagefs.filesystems.ntfs_layout import (
     Attribute,
     AttributeType,
     Record,
-    apply_fixups,
-    decode_name,
-    parse_attribute_list,
     parse_boot,
-    parse_index_entries,
     parse_record,
-    parse_runs,
     unix_nanoseconds,
 )
+from imagefs.filesystems.ntfs_mft import MasterFileTable, find, standard_information
 from imagefs.filesystems.ntfs_quick import quick_node
 from imagefs.filesystems.ntfs_reparse import (
     INTX_LIMIT,
@@ -52,15 +48,12 @@ from imagefs.filesystems.ntfs_reparse import (
     reparse_type,
     tag_name,
 )
-from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
 from imagefs.filesystems.tsk_image import TskFile, TskImage
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
 
-_INDEX_STEP = 1 << 20  # bytes of an index read at once
+_REPARSE_LIMIT = 1 << 16  # bytes of a reparse point; Windows stops at 16 KiB
+_GENERATION_SHIFT = 32  # record numbers have 32 bits; see _stale
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
-
-
-DOS_SPACE = bytes([DOS_NAME])
 
 
 class _Listing:
@@ -92,14 +85,13 @@ class NtfsFileSystem(FileSystem):
     def __init__(self, reader: BlockReader, sector_size: int = 512) -> None:
         self._reader = reader
         self._sector_size = sector_size
-        self._boot = parse_boot(reader.read_at(0, 512))
-        self.block_size = self._boot.cluster_size
+        boot = parse_boot(reader.read_at(0, 512))
+        self.block_size = boot.cluster_size
         self._listings: LeastRecentlyUsed[int, _Listing] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
-        self._mft = self._open_mft()
-        self._mft_chunks = ChunkedReader(self._mft)
+        self._mft = MasterFileTable(reader, boot)
         self.label = self._read_label()
 
     def attributes(self, inode: int) -> Attributes:
@@ -110,13 +102,29 @@ class NtfsFileSystem(FileSystem):
         """Return a directory's entries, without the file system's own files."""
         return self._listing(inode).entries
 
-    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes]]:
-        """Return a directory's entries with their attributes; raises where one of these can't be had."""
+    def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
+        """Return a directory's entries with their attributes, None where these can't be read.
+
+        Entries that refer to what has become another file's record get an inode number of their own,
+        whose attributes can't be read.
+        """
         listing = self._listing(inode)
-        return [
-            (entry, self._referenced(entry.name, reference))
-            for entry, reference in zip(listing.entries, listing.references, strict=True)
-        ]
+        found: list[tuple[Entry, Attributes | None]] = [(entry, None) for entry in listing.entries]
+        # in the order of the records, which are read by the chunk
+        for position in sorted(range(len(found)), key=[entry.inode for entry in listing.entries].__getitem__):
+            entry, reference = listing.entries[position], listing.references[position]
+            try:
+                raw = self._mft.raw_record(entry.inode)
+                sequence, node = quick_node(raw, entry.inode) or self._node(entry.inode)
+            except FormatError:
+                continue
+            if sequence != reference >> 48:
+                found[position] = entry._replace(inode=_stale(reference)), None
+            elif node.type is entry.type:
+                found[position] = entry, node
+            else:
+                found[position] = entry._replace(type=node.type), node
+        return found
 
     def lookup(self, inode: int, name: str) -> int:
         """Return the inode number of a name, compared exactly; $MFT and its like are found in the root."""
@@ -129,7 +137,7 @@ class NtfsFileSystem(FileSystem):
         """Return the target of a symbolic link, junction or mount point."""
         if self.attributes(inode).type is not NodeType.LINK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return self._target(inode, self._all_attributes(self._record(inode)))
+        return self._target(inode, self._mft.attributes(self._mft.record(inode)))
 
     def open(self, inode: int) -> BlockReader:
         """Return a file's unnamed data."""
@@ -139,100 +147,25 @@ class NtfsFileSystem(FileSystem):
         if node.type is not NodeType.FILE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         what = f"file {inode}"
-        attributes = self._all_attributes(self._record(inode))
-        reparse = _find(attributes, AttributeType.REPARSE_POINT)
+        attributes = self._mft.attributes(self._mft.record(inode))
+        reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
-            tag = reparse_tag(self._value(reparse, what).read_at(0, node_size(reparse)), what)
+            tag = reparse_tag(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what)
             raise UnsupportedError(f"{what} has its data elsewhere: {tag_name(tag)}")
-        data = _find(attributes, AttributeType.DATA)
+        data = find(attributes, AttributeType.DATA)
         if not data:
             return BytesReader(b"")
-        if data[0].flags & ENCRYPTED or _file_attributes(attributes, what) & FILE_ENCRYPTED:
+        if data[0].flags & ENCRYPTED or standard_information(attributes, what)[-1] & FILE_ENCRYPTED:
             raise UnsupportedError(f"{what} is encrypted by EFS")
         if data[0].flags & COMPRESSED and data[0].value is None:
             return self._open_compressed(inode, data[0], what)
-        return self._value(data, what)
+        return self._mft.value(data, what)
 
     def close(self) -> None:
         """Forget the caches."""
         self._listings.clear()
         self._nodes.clear()
-        self._mft_chunks.clear()
-
-    # records
-
-    def _open_mft(self) -> BlockReader:
-        """Return $MFT, whose first record says where the others are."""
-        size = self._boot.record_size
-        at = self._boot.mft_cluster * self.block_size
-        if at + size > self._reader.size:
-            raise DamagedError(f"NTFS boot sector: $MFT at {at} lies outside the volume")
-        record = parse_record(self._reader.read_at(at, size), 0)
-        data = _find(record.attributes, AttributeType.DATA)
-        if not data or data[0].value is not None:
-            raise DamagedError("$MFT: its first record has no data runs")
-        if not _find(record.attributes, AttributeType.ATTRIBUTE_LIST):
-            return self._value(data, "$MFT")
-        # the runs go on in records that lie in the part known already
-        known = sum(extent.clusters for extent in data) * self.block_size
-        partial = [data[0]._replace(size=known, initialized=known), *data[1:]]
-        self._mft = self._value(partial, "$MFT")
-        self._mft_chunks = ChunkedReader(self._mft)
-        return self._value(_find(self._all_attributes(record), AttributeType.DATA), "$MFT")
-
-    def _record(self, number: int) -> Record:
-        """Return a file record."""
-        return parse_record(self._raw_record(number), number)
-
-    def _raw_record(self, number: int) -> bytes:
-        """Return a file record as it is stored."""
-        size = self._boot.record_size
-        if number < 0 or (number + 1) * size > self._mft.size:
-            raise DamagedError(f"file record {number} is outside $MFT")
-        return self._mft_chunks.read(number * size, size)
-
-    def _all_attributes(self, record: Record) -> list[Attribute]:
-        """Return a record's attributes and those of the records that extend it."""
-        lists = _find(record.attributes, AttributeType.ATTRIBUTE_LIST)
-        if not lists:
-            return record.attributes
-        what = f"file record {record.number}"
-        value = self._value(lists, what)
-        attributes = list(record.attributes)
-        for reference in sorted(parse_attribute_list(value.read_at(0, value.size), what)):
-            number = reference & REFERENCE_MASK
-            if number == record.number:
-                continue
-            extension = self._record(number)
-            if (
-                not extension.flags & IN_USE
-                or extension.sequence != reference >> 48
-                or extension.base != record.number | record.sequence << 48
-            ):
-                raise DamagedError(f"{what}: record {number} does not extend it, as its list says")
-            attributes += extension.attributes
-        return attributes
-
-    def _value(self, extents: Sequence[Attribute], what: str) -> BlockReader:
-        """Return the bytes of an attribute from its extents."""
-        if extents[0].value is not None:
-            return BytesReader(extents[0].value)
-        return RunsReader(
-            self._reader,
-            self._runs(extents, what),
-            extents[0].size,
-            initialized=extents[0].initialized,
-            name=what,
-        )
-
-    def _runs(self, extents: Sequence[Attribute], what: str) -> Iterable[Run]:
-        vcn = 0
-        for extent in extents:
-            if extent.first_vcn != vcn or extent.value is not None:
-                raise DamagedError(f"{what}: where cluster {vcn} is stored is not known")
-            vcn += extent.clusters
-            for clusters, lcn in parse_runs(extent, what):
-                yield Run(clusters * self.block_size, None if lcn is None else lcn * self.block_size)
+        self._mft.chunks.clear()
 
     # nodes
 
@@ -240,7 +173,10 @@ class NtfsFileSystem(FileSystem):
         """Return a record's sequence number and what it says of its node."""
         known = self._nodes.get(inode)
         if known is None:
-            raw = self._raw_record(inode)
+            if inode >> _GENERATION_SHIFT:
+                number = inode & (1 << _GENERATION_SHIFT) - 1
+                raise DamagedError(f"file record {number} has become another file's")
+            raw = self._mft.raw_record(inode)
             known = quick_node(raw, inode) or self._node_of(parse_record(raw, inode))
             self._nodes.put(inode, known)
         return known
@@ -256,11 +192,8 @@ class NtfsFileSystem(FileSystem):
         what = f"file record {record.number}"
         if not record.flags & IN_USE or record.base:
             raise DamagedError(f"{what} is not a file's")
-        attributes = self._all_attributes(record)
-        standard = next((a.value for a in attributes if a.type == AttributeType.STANDARD_INFORMATION), None)
-        if standard is None or len(standard) < 36:
-            raise DamagedError(f"{what}: no $STANDARD_INFORMATION")
-        created, modified, changed, accessed, flags = struct.unpack_from("<QQQQI", standard)
+        attributes = self._mft.attributes(record)
+        created, modified, changed, accessed, flags = standard_information(attributes, what)
         kind = NodeType.DIRECTORY if record.flags & DIRECTORY else NodeType.FILE
         kind = self._special_type(attributes, flags, kind, what)
         size = allocated = 0
@@ -268,13 +201,15 @@ class NtfsFileSystem(FileSystem):
             size = len(os.fsencode(self._target(record.number, attributes)))
         elif kind is not NodeType.OTHER:
             data = (
-                _find(attributes, AttributeType.DATA)
+                find(attributes, AttributeType.DATA)
                 if kind is NodeType.FILE
-                else _find(attributes, AttributeType.INDEX_ALLOCATION, "$I30")
-                or _find(attributes, AttributeType.INDEX_ROOT, "$I30")
+                else find(attributes, AttributeType.INDEX_ALLOCATION, "$I30")
+                or find(attributes, AttributeType.INDEX_ROOT, "$I30")
             )
             if data:
                 size, allocated = data[0].size, data[0].allocated
+                if data[0].first_vcn or size >> 63:
+                    raise DamagedError(f"{what}: the first part of its data is missing, or {size} bytes long")
         links = sum(
             1
             for attribute in attributes
@@ -297,10 +232,10 @@ class NtfsFileSystem(FileSystem):
 
     def _special_type(self, attributes: list[Attribute], flags: int, kind: NodeType, what: str) -> NodeType:
         """Return what a node is beyond directory and file: a link by reparse point or of Interix."""
-        reparse = _find(attributes, AttributeType.REPARSE_POINT)
+        reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
-            value = self._value(reparse, what)
-            return reparse_type(reparse_tag(value.read_at(0, value.size), what), kind)
+            value = self._mft.small_value(reparse, _REPARSE_LIMIT, what)
+            return reparse_type(reparse_tag(value, what), kind)
         if flags & FILE_SYSTEM and kind is NodeType.FILE:
             head = self._intx(attributes, what)
             return intx_type(head) or kind
@@ -308,18 +243,16 @@ class NtfsFileSystem(FileSystem):
 
     def _intx(self, attributes: list[Attribute], what: str) -> bytes:
         """Return the data of what may be a link of Interix, b"" where it can't be one."""
-        data = _find(attributes, AttributeType.DATA)
+        data = find(attributes, AttributeType.DATA)
         if not data or not 8 < data[0].size <= INTX_LIMIT or data[0].flags & (COMPRESSED | ENCRYPTED):
             return b""
-        value = self._value(data, what)
-        return value.read_at(0, value.size)
+        return self._mft.small_value(data, INTX_LIMIT, what)
 
     def _target(self, inode: int, attributes: list[Attribute]) -> str:
         what = f"link {inode}"
-        reparse = _find(attributes, AttributeType.REPARSE_POINT)
+        reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
-            value = self._value(reparse, what)
-            return reparse_target(value.read_at(0, value.size), what)
+            return reparse_target(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what)
         return intx_target(self._intx(attributes, what))
 
     # directories
@@ -337,10 +270,10 @@ class NtfsFileSystem(FileSystem):
         entries: list[Entry] = []
         references: list[int] = []
         hidden: dict[str, int] = {}
-        for names in self._index(inode):
+        for names in read_index(self._mft, inode, self.block_size, self._reader.size):
             for name, reference, file_attributes in names:
                 number = reference & REFERENCE_MASK
-                if number < FIRST_USER:
+                if number < FIRST_USER and inode == ROOT:
                     if name != ".":
                         hidden[name] = reference
                     continue
@@ -360,48 +293,10 @@ class NtfsFileSystem(FileSystem):
         except FormatError:
             return otherwise
 
-    def _index(self, inode: int) -> Iterable[list[tuple[str, int, int]]]:
-        """Yield a directory's names from its index root and from each index block in use."""
-        what = f"directory {inode}"
-        attributes = self._all_attributes(self._record(inode))
-        root = _find(attributes, AttributeType.INDEX_ROOT, "$I30")
-        if not root or root[0].value is None or len(root[0].value) < 32:
-            raise DamagedError(f"{what}: no index root")
-        yield parse_index_entries(root[0].value, 16, what)
-        allocation = _find(attributes, AttributeType.INDEX_ALLOCATION, "$I30")
-        if not allocation:
-            if root[0].value[28] & 1:
-                raise DamagedError(f"{what}: its index blocks are missing")
-            return
-        used = _find(attributes, AttributeType.BITMAP, "$I30")
-        if not used:
-            raise DamagedError(f"{what}: no bitmap of its index blocks")
-        bitmap = self._value(used, what)
-        yield from self._index_blocks(
-            self._value(allocation, what),
-            int.from_bytes(bitmap.read_at(0, bitmap.size), "little"),
-            int(struct.unpack_from("<I", root[0].value, 8)[0]),
-            what,
-        )
-
-    def _index_blocks(
-        self, blocks: BlockReader, bitmap: int, size: int, what: str
-    ) -> Iterable[list[tuple[str, int, int]]]:
-        if size < 512 or size > 1 << 16 or size % 512:
-            raise DamagedError(f"{what}: index blocks of {size} bytes")
-        if bitmap >> (blocks.size // size):
-            raise DamagedError(f"{what}: more index blocks in use than there are")
-        for at in range(0, blocks.size, _INDEX_STEP):
-            part = blocks.read_at(at, min(_INDEX_STEP, blocks.size - at))
-            for inside in range(0, len(part) // size * size, size):
-                if bitmap >> ((at + inside) // size) & 1:
-                    block = apply_fixups(part[inside : inside + size], b"INDX", what)
-                    yield parse_index_entries(block, 24, what)
-
     # the volume, and what TSK reads
 
     def _read_label(self) -> str:
-        names = _find(self._record(VOLUME).attributes, AttributeType.VOLUME_NAME)
+        names = find(self._mft.record(VOLUME).attributes, AttributeType.VOLUME_NAME)
         return decode_name(names[0].value or b"") if names else ""
 
     def _open_compressed(self, inode: int, data: Attribute, what: str) -> BlockReader:
@@ -414,21 +309,6 @@ class NtfsFileSystem(FileSystem):
         return TskFile(image, fs, inode, data.size, what)
 
 
-def node_size(extents: Sequence[Attribute]) -> int:
-    """Return the bytes of an attribute."""
-    return extents[0].size
-
-
-def _find(attributes: Iterable[Attribute], kind: AttributeType, name: str = "") -> list[Attribute]:
-    """Return the extents of an attribute in order."""
-    found = [attribute for attribute in attributes if attribute.type == kind and attribute.name == name]
-    if len(found) > 1:
-        found.sort(key=lambda attribute: attribute.first_vcn)
-    return found
-
-
-def _file_attributes(attributes: Iterable[Attribute], what: str) -> int:
-    for attribute in attributes:
-        if attribute.type == AttributeType.STANDARD_INFORMATION and attribute.value is not None:
-            return int(struct.unpack_from("<I", attribute.value, 32)[0])
-    raise DamagedError(f"{what}: no $STANDARD_INFORMATION")
+def _stale(reference: int) -> int:
+    """Return the inode number of what a reference to an earlier use of a file record stands for."""
+    return (reference >> 48) << _GENERATION_SHIFT | reference & (1 << _GENERATION_SHIFT) - 1

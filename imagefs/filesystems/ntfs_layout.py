@@ -6,13 +6,13 @@ Records are parsed by the ten thousand, so with struct.
 """
 
 import struct
-from codecs import utf_16_le_decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 from formats.errors import DamagedError
+from imagefs.filesystems.names import decode_name
 
 SECTOR = 512  # bytes that one fixup protects, whatever the device's sectors are
 REFERENCE_MASK = (1 << 48) - 1  # record number of a file reference; above it the sequence number
@@ -86,6 +86,16 @@ class Attribute(NamedTuple):
     allocated: int = 0  # bytes on the volume
     size: int = 0  # bytes
     initialized: int = 0  # bytes; what lies beyond reads as zeros
+
+
+class ListEntry(NamedTuple):
+    """What an attribute list says of an attribute, or of one extent of it."""
+
+    type: int
+    is_named: bool
+    first_vcn: int
+    reference: int  # of the record that holds it
+    id: int  # in that record
 
 
 class Record(NamedTuple):
@@ -220,17 +230,17 @@ def parse_runs(attribute: Attribute, what: str) -> Iterator[tuple[int, int | Non
         raise DamagedError(f"{what}: data runs of {total} clusters, {attribute.clusters} expected")
 
 
-def parse_attribute_list(data: bytes, what: str) -> set[int]:
-    """Return the references of the records that an attribute list names."""
-    references = set()
+def parse_attribute_list(data: bytes, what: str) -> list[ListEntry]:
+    """Return what an attribute list says; DamagedError where an entry reaches outside it."""
+    entries = []
     position = 0
     while position + _LIST_ENTRY.size <= len(data):
-        _, length, _, _, _, reference, _ = _LIST_ENTRY.unpack_from(data, position)
+        kind, length, name_length, _, vcn, reference, number = _LIST_ENTRY.unpack_from(data, position)
         if length < _LIST_ENTRY.size or position + length > len(data):
             raise DamagedError(f"{what}: an attribute list entry of {length} bytes")
-        references.add(reference)
+        entries.append(ListEntry(kind, bool(name_length), vcn, reference, number))
         position += length
-    return references
+    return entries
 
 
 def parse_index_entries(node: bytes | bytearray, header: int, what: str) -> list[tuple[str, int, int]]:
@@ -262,13 +272,21 @@ def parse_index_entries(node: bytes | bytearray, header: int, what: str) -> list
         raise DamagedError(f"{what}: an index entry reaches outside its node") from error
 
 
-def decode_name(raw: bytes | bytearray) -> str:
-    """Return a UTF-16 name; a lone surrogate survives as the escaped bytes of its UTF-8 form."""
-    try:
-        return utf_16_le_decode(raw, "strict", True)[0]
-    except UnicodeDecodeError:
-        text = raw.decode("utf-16-le", "surrogatepass")
-        return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+def parse_children(node: bytes | bytearray, header: int, what: str) -> list[int]:
+    """Return the VCNs of the blocks below an index node; ``parse_index_entries`` has checked it."""
+    if not node[header + 12] & 1:
+        return []
+    children: list[int] = []
+    start, _ = struct.unpack_from("<II", node, header)
+    position, flags = header + start, 0
+    while not flags & 2:
+        _, length, _, flags = _INDEX_ENTRY.unpack_from(node, position)
+        position += length
+        if flags & 1:
+            if length < 24:
+                raise DamagedError(f"{what}: an index entry of {length} bytes with a block below it")
+            children += struct.unpack_from("<Q", node, position - 8)
+    return children
 
 
 def unix_nanoseconds(filetime: int) -> int:

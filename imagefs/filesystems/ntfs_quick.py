@@ -6,7 +6,6 @@ time of parsing the record; it gives up on everything else, and a test compares 
 
 import struct
 
-from formats.errors import DamagedError
 from imagefs.filesystems.ntfs_layout import (
     COMPRESSED,
     DIRECTORY,
@@ -15,16 +14,16 @@ from imagefs.filesystems.ntfs_layout import (
     EPOCH,
     FILE_SYSTEM,
     IN_USE,
+    SECTOR,
     SPARSE,
     AttributeType,
-    apply_fixups,
 )
 from mounters.tree import Attributes, NodeType
 
-_RECORD = struct.Struct("<16xH2xHHI4xQ")  # sequence, first attribute, flags, used, base
+_RECORD = struct.Struct("<4sHH8xH2xHHI4xQ")  # magic; fixups; sequence, first attribute, flags, used; base
 _ATTRIBUTE = struct.Struct("<IIBB2xH2xIH")  # type, length, non-resident, name length, flags, value's place
 _TIMES = struct.Struct("<QQQQI")  # created, modified, changed, accessed; file attributes
-_SIZES = struct.Struct("<40xQQ")  # allocated, size
+_SIZES = struct.Struct("<16xQ16xQQ")  # first VCN; allocated, size
 
 # module constants: looking up an enum's member takes as long as the rest of the loop
 _STANDARD_INFORMATION = int(AttributeType.STANDARD_INFORMATION)
@@ -39,10 +38,19 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
     says what is wrong with a damaged record.
     """  # noqa: D205
     try:
-        record = apply_fixups(raw, b"FILE", "")
-        sequence, position, flags, used, base = _RECORD.unpack_from(record)
-        if not flags & IN_USE or flags & DIRECTORY or base or used > len(record):
+        magic, fixups, sectors, sequence, position, flags, used, base = _RECORD.unpack_from(raw)
+        if magic != b"FILE" or not flags & IN_USE or flags & DIRECTORY or base or used > len(raw):
             return None
+        if sectors != len(raw) // SECTOR + 1 or fixups + 2 * sectors > SECTOR - 2:
+            return None
+        if {raw[end - 2 : end] for end in range(SECTOR, len(raw) + 1, SECTOR)} != {raw[fixups : fixups + 2]}:
+            return None
+        record: bytes | bytearray = raw
+        if used > SECTOR - 2:
+            record = bytearray(raw)
+            for end in range(SECTOR, used + 2, SECTOR):
+                fixups += 2
+                record[end - 2 : end] = raw[fixups : fixups + 2]
         times = None
         links = size = allocated = 0
         kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
@@ -63,12 +71,14 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
                     return None
                 size = value_size
                 if nonresident:
-                    allocated, size = _SIZES.unpack_from(record, position)
+                    first_vcn, allocated, size = _SIZES.unpack_from(record, position)
+                    if first_vcn or size >> 63:
+                        return None
             position = end
             kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
                 record, position
             )
-    except (DamagedError, struct.error, IndexError):
+    except (struct.error, IndexError):
         return None
     if times is None or times[4] & FILE_SYSTEM:
         return None

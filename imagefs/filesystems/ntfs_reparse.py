@@ -4,7 +4,7 @@ import struct
 from enum import IntEnum
 
 from formats.errors import DamagedError
-from imagefs.filesystems.ntfs_layout import decode_name
+from imagefs.filesystems.names import decode_name
 from mounters.tree import NodeType
 
 INTX_LINK = b"IntxLNK\x01"  # then the target in UTF-16; in a file with the "system" attribute

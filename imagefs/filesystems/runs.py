@@ -55,6 +55,11 @@ class RunsReader(BlockReader):
         if valid < size:
             self._append(valid, Run(size - valid, None))
 
+    def place(self, offset: int) -> int | None:
+        """Return where a byte lies on the volume, None where it is in a hole."""
+        self._check(offset, 1)
+        return next(self._parts(offset, 1))[2]
+
     def _append(self, position: int, run: Run) -> None:
         if self._runs:
             length, start = self._runs[-1]

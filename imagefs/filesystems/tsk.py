@@ -106,12 +106,7 @@ class TskFileSystem(CachedFileSystem):
         if not flags & _NONRESIDENT or flags & _COMPRESSED or not self._direct:
             return TskFile(self._image, self._fs, inode, attributes.size, name)
         placed = self._placed(runs, name)
-        initialized = self._initialized(inode, attributes.size)
-        return RunsReader(self._reader, placed, attributes.size, initialized=initialized, name=name)
-
-    def _initialized(self, inode: int, size: int) -> int:
-        """Return how many of a file's bytes are written; the rest reads as zeros."""
-        return size
+        return RunsReader(self._reader, placed, attributes.size, name=name)
 
     def _placed(self, runs: Sequence[_RunTuple], name: str) -> Iterator[Run]:
         """Yield runs in bytes; sparse ones are holes, gaps between them damage."""
@@ -189,9 +184,3 @@ class TskFileSystem(CachedFileSystem):
 
 def _runs_of(attribute: Any) -> list[_RunTuple]:
     return [_RunTuple(int(run.addr), int(run.len), int(run.offset), int(run.flags)) for run in attribute]
-
-
-def data_runs(node: Any) -> list[_RunTuple]:
-    """Return where a TSK file's data lies; call it under the lock."""
-    data = data_attribute(node)
-    return [] if data is None else _runs_of(data)

@@ -74,6 +74,7 @@ def resolve(volume: FileSystem, path: str) -> int:
 
 def walk(volume: FileSystem, inode: int, path: str = "") -> Iterator[tuple[str, Attributes]]:
     for entry, attributes in volume.entries_with_attributes(inode):
+        assert attributes is not None
         assert entry.type is attributes.type
         yield path + entry.name, attributes
         if entry.type is NodeType.DIRECTORY:
@@ -301,7 +302,7 @@ def test_fat_directories_end_at_their_mark_and_are_whole(tmp_path: Path) -> None
     data[first + 1 : first + 3] = b"\x01\x02"  # characters that no short name has
     broken = open_file_system(BytesReader(bytes(data)))
     assert broken is not None
-    with pytest.raises(DamagedError, match="38 of its 39 names"):
+    with pytest.raises(DamagedError, match="an entry with the name"):
         broken.entries(folder)
 
 

@@ -16,8 +16,9 @@ from fixtures.tools import MissingToolError, fuse_mount, run
 from formats.blockreader import BlockReader, BytesReader, FileReader
 from formats.errors import DamagedBlockError, DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs import NtfsFileSystem
-from imagefs.filesystems.ntfs_layout import IN_USE, decode_name, parse_record
+from imagefs.filesystems.ntfs_layout import IN_USE, parse_record
 from imagefs.filesystems.ntfs_quick import quick_node
 from imagefs.filesystems.runs import Run, RunsReader
 from mounters.tree import NodeType
@@ -178,6 +179,7 @@ def resolve(volume: FileSystem, path: str) -> int:
 
 def walk(volume: FileSystem, inode: int, path: str = "") -> Iterator[tuple[str, int]]:
     for entry, attributes in volume.entries_with_attributes(inode):
+        assert attributes is not None
         assert entry.type is attributes.type
         assert entry.inode == attributes.inode
         yield path + entry.name, entry.inode
@@ -279,8 +281,8 @@ def test_holes_are_zeros(volume: NtfsFileSystem, path: str) -> None:
 
 def test_quick_attributes_are_the_parsed_ones(volume: NtfsFileSystem) -> None:
     compared = 0
-    for number in range(volume._mft.size // volume._boot.record_size):
-        raw = volume._raw_record(number)
+    for number in range(volume._mft.data.size // volume._mft.record_size):
+        raw = volume._mft.raw_record(number)
         if raw[:4] != b"FILE":
             continue
         quick = quick_node(raw, number)
@@ -334,7 +336,7 @@ def test_reparse_points(volume: NtfsFileSystem) -> None:
 
 @pytest.mark.parametrize("path", ["scattered.bin", "names/many links"])
 def test_attribute_lists_are_read_through(volume: NtfsFileSystem, path: str) -> None:
-    record = volume._record(resolve(volume, path))
+    record = volume._mft.record(resolve(volume, path))
     assert any(attribute.type == 0x20 for attribute in record.attributes)
 
 
@@ -402,7 +404,7 @@ def patched(image: Path, inode: int, change: Callable[[bytearray], None]) -> Fil
         volume = NtfsFileSystem(reader)
         at = next(
             run[2] + inode % 4 * 1024
-            for run in volume._mft._parts(inode // 4 * 4096, 4096)  # type: ignore[attr-defined]
+            for run in volume._mft.data._parts(inode // 4 * 4096, 4096)  # type: ignore[attr-defined]
         )
     record = bytearray(data[at : at + 1024])
     place = struct.unpack_from("<H", record, 4)[0]
@@ -500,12 +502,20 @@ def test_a_name_of_another_file(volume: NtfsFileSystem, ntfs_image: Path) -> Non
     with pytest.raises(DamagedError, match="another file"):
         resolve(broken, "plain.bin")
     assert resolve(broken, "tail.bin")
+    listed = {
+        entry.name: (entry.inode, known) for entry, known in broken.entries_with_attributes(broken.root)
+    }
+    number, known = listed.pop("plain.bin")
+    assert known is None
+    assert all(known for _, known in listed.values())
+    with pytest.raises(DamagedError, match=f"file record {inode} has become another"):
+        broken.attributes(number)  # never those of the file that has the record now
 
 
 def test_torn_record(volume: NtfsFileSystem, ntfs_image: Path) -> None:
     inode = resolve(volume, "tail.bin")
     data = bytearray(ntfs_image.read_bytes())
-    at = next(p[2] for p in volume._mft._parts(inode * 1024, 1024))  # type: ignore[attr-defined]
+    at = next(p[2] for p in volume._mft.data._parts(inode * 1024, 1024))  # type: ignore[attr-defined]
     data[at + 511] ^= 1
     broken = open_file_system(BytesReader(bytes(data)))
     assert broken is not None
@@ -513,17 +523,19 @@ def test_torn_record(volume: NtfsFileSystem, ntfs_image: Path) -> None:
         resolve(broken, "tail.bin")
     assert resolve(broken, "plain.bin")
     assert "tail.bin" in [entry.name for entry in broken.entries(broken.root)]
-    with pytest.raises(DamagedError):
-        broken.entries_with_attributes(broken.root)
+    listed = {entry.name: known for entry, known in broken.entries_with_attributes(broken.root)}
+    assert [name for name, known in listed.items() if known is None] == ["tail.bin"]
+    with pytest.raises(DamagedError, match=f"file record {inode}"):
+        broken.attributes(inode)
 
 
 def test_unreadable_ranges(ntfs_image: Path) -> None:
     with FileReader(ntfs_image) as lower:
         sound = NtfsFileSystem(lower)
         many = resolve(sound, "many")
-        attributes = sound._all_attributes(sound._record(many))
+        attributes = sound._mft.attributes(sound._mft.record(many))
         index = next(a for a in attributes if a.type == 0xA0)
-        start = next(iter(sound._runs([index], ""))).start
+        start = next(iter(sound._mft._runs([index], ""))).start
         assert start is not None
         file = sound.open(resolve(sound, "fragmented.bin"))
         middle = next(part[2] for part in file._parts(file.size // 2, 1))  # type: ignore[attr-defined]
@@ -547,8 +559,8 @@ def test_unreadable_compressed_data(ntfs_image: Path) -> None:
     with FileReader(ntfs_image) as lower:
         sound = NtfsFileSystem(lower)
         inode = resolve(sound, "compressed/text.txt")
-        data = [a for a in sound._all_attributes(sound._record(inode)) if a.type == 0x80]
-        start = next(iter(sound._runs(data, ""))).start
+        data = [a for a in sound._mft.attributes(sound._mft.record(inode)) if a.type == 0x80]
+        start = next(iter(sound._mft._runs(data, ""))).start
         assert start is not None
         content = sound.open(inode)
         failing = FailingReader(lower)
@@ -563,8 +575,8 @@ def test_unreadable_compressed_data(ntfs_image: Path) -> None:
 
 
 def test_every_record_is_parsed_or_free(volume: NtfsFileSystem) -> None:
-    for number in range(volume._mft.size // 1024):
-        raw = volume._raw_record(number)
+    for number in range(volume._mft.data.size // 1024):
+        raw = volume._mft.raw_record(number)
         if raw[:4] == b"FILE" and parse_record(raw, number).flags & IN_USE and number >= 24:
             with pytest.raises(FormatError) if parse_record(raw, number).base else _nothing():
                 volume.attributes(number)
