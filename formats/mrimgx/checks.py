@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from formats.container import BadBlock, Check, CheckResult
 from formats.errors import DamagedBlockError, FormatError, PasswordError
-from formats.mrimgx.backup_set import Members, Place
+from formats.mrimgx.backup_set import Members
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, Elements, ElementTable, stored
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
@@ -65,7 +65,7 @@ def check_set(members: Members) -> Iterator[Check]:
     for image in members.files:
         yield Check(0, partial(_check_metadata, image))
         for at, part in image.document.partitions():
-            place = _place(image, at)
+            place = BlockPlace.of(image.document, at)
             try:
                 own = image.index(*at)
                 for array, table, size in (
@@ -86,12 +86,6 @@ def count_set(members: Members) -> int:
             with suppress(FormatError):
                 total += sum(table.stored_count() for table in image.index(*at))
     return total
-
-
-def _place(image: ImageFile, at: Place) -> BlockPlace:
-    disk = image.document.disks[at[0]]
-    number = disk.partitions[at[1]].number
-    return BlockPlace(f"disk{disk.number}/p{number}", disk.number, number)
 
 
 class _Seen:

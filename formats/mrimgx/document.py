@@ -5,11 +5,12 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from formats.errors import DamagedError, UnsupportedError
 from formats.mrimgx.layout import MAX_BLOCK_SIZE
@@ -49,6 +50,7 @@ class PartitionRecord:
     file_system: str
     label: str
     history: frozenset[int]  # the numbers of the files that existed when this one was written
+    name: str  # "p1"; "p1-2" is the second one of that number
 
     @property
     def block_end(self) -> int:
@@ -66,6 +68,10 @@ class DiskRecord:
     scheme: str
     signature: str  # MBR signature or GPT disk GUID; "" where it is not recorded
     partitions: tuple[PartitionRecord, ...]
+    name: str  # "disk4"; "disk4-2" is the second one of that number
+
+
+_Named = TypeVar("_Named", PartitionRecord, DiskRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ def parse_document(data: bytes, path: Path) -> Document:
         created=_time(header),
         compression=_compression(root.object("_compression")),
         encryption=_encryption(root.object("_encryption")),
-        disks=tuple(_disk(disk) for disk in disks),
+        disks=_named("disk", map(_disk, disks)),
         json=root.value,
     )
 
@@ -237,7 +243,8 @@ def _disk(record: _Object) -> DiskRecord:
         sector_size=sector_size,
         scheme=header.text("disk_format"),
         signature=header.text("disk_signature", ""),
-        partitions=tuple(_partition(part) for part in record.objects("partitions", required=True)),
+        partitions=_named("p", map(_partition, record.objects("partitions", required=True))),
+        name="",
     )
 
 
@@ -276,4 +283,16 @@ def _partition(record: _Object) -> PartitionRecord:
             entry.integer("file_number", highest=65535)
             for entry in header.objects("file_history", required=False)
         ),
+        name="",
     )
+
+
+def _named(prefix: str, records: Iterable[_Named]) -> tuple[_Named, ...]:
+    """Give records their names, which are unique where numbers are not."""
+    met: Counter[int] = Counter()
+    named = []
+    for record in records:
+        met[record.number] += 1
+        again = f"-{met[record.number]}" if met[record.number] > 1 else ""
+        named.append(replace(record, name=f"{prefix}{record.number}{again}"))
+    return tuple(named)

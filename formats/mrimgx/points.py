@@ -24,17 +24,16 @@ class MrimgxPartition(Partition):
     def __init__(self, point: "MrimgxPoint", disk: int, partition: int) -> None:
         self._point = point
         self._at = disk, partition  # positions in the document, not numbers
-        disk_record = point.image.document.disks[disk]
-        self._record = record = disk_record.partitions[partition]
+        self._record = record = point.image.document.disks[disk].partitions[partition]
         self.number = record.number
-        self.name = f"p{record.number}"
+        self.name = record.name
         self.offset = record.start
         self.size = record.length
         self.file_system = record.file_system
         self.label = record.label
         self.block_size = record.block_size
         self.block_count = record.block_count
-        self.place = BlockPlace(f"disk{disk_record.number}/{self.name}", disk_record.number, record.number)
+        self.place = BlockPlace.of(point.image.document, self._at)
 
     @cached_property
     def indexes(self) -> tuple[ResolvedIndex, ResolvedIndex]:
@@ -113,7 +112,7 @@ class MrimgxDisk(Disk):
         self._at = at
         self._record = record = point.image.document.disks[at]
         self.number = record.number
-        self.name = f"disk{record.number}"
+        self.name = record.name
         self.scheme = record.scheme
         self.sector_size = record.sector_size
         self.partitions: Sequence[MrimgxPartition] = tuple(

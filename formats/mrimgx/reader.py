@@ -11,6 +11,7 @@ import zstandard
 from formats.blockreader import BlockCache, BlockReader, Extent
 from formats.errors import DamagedBlockError, FormatError
 from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
+from formats.mrimgx.document import Document
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, ResolvedIndex, stored
 
@@ -34,6 +35,13 @@ class BlockPlace:
     partition: str  # as in the tree: "disk4/p1"
     disk_number: int
     partition_number: int
+
+    @classmethod
+    def of(cls, document: Document, place: tuple[int, int]) -> "BlockPlace":
+        """Return the place of a partition's blocks, by the positions in the document."""
+        disk = document.disks[place[0]]
+        partition = disk.partitions[place[1]]
+        return cls(f"{disk.name}/{partition.name}", disk.number, partition.number)
 
     def reserved(self) -> "BlockPlace":
         """Return the place of the partition's reserved sectors, which count on their own."""
