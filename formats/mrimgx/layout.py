@@ -152,8 +152,11 @@ def parse_extended_partitions(data: bytes, path: Path) -> tuple[ExtendedPartitio
     count = int.from_bytes(data[:4], "little")
     if not count:
         return ()
-    size, rest = divmod(len(data) - 4, count)
-    if rest or size not in EXTENDED_PARTITION_SIZES:
+    # Up to 15 bytes more where the payload was padded to be encrypted.
+    fitting = [size for size in EXTENDED_PARTITION_SIZES if 0 <= len(data) - 4 - count * size < 16]
+    exact = [size for size in fitting if 4 + count * size == len(data)]
+    size = next((size for size in exact or fitting if _has_boot_records(data, count, size)), 0)
+    if not size:
         raise DamagedError(f"$EPT: {count} entries don't fit its {len(data)} bytes", path=path)
     entries = []
     for number in range(count):
@@ -161,3 +164,8 @@ def parse_extended_partitions(data: bytes, path: Path) -> tuple[ExtendedPartitio
         offset = int.from_bytes(entry[BOOT_RECORD_SIZE : BOOT_RECORD_SIZE + 8], "little")
         entries.append(ExtendedPartition(entry[:BOOT_RECORD_SIZE], offset))
     return tuple(entries)
+
+
+def _has_boot_records(data: bytes, count: int, size: int) -> bool:
+    ends = range(4 + BOOT_RECORD_SIZE, 4 + count * size, size)
+    return all(data[end - 2 : end] == b"\x55\xaa" for end in ends)

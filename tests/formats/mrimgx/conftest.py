@@ -34,13 +34,15 @@ def opened_point(written: WrittenFile | Path, password: str | None = None) -> It
         yield container.point
 
 
-def check_point(written: WrittenFile, password: str | None = None, *, seed: int = 1) -> None:
+def check_point(
+    written: WrittenFile, password: str | None = None, *, seed: int = 1, reads: int = 150
+) -> None:
     """Check that a point is its source: whole disks, random reads, extents, and its own verification."""
     with opened_point(written, password) as point:
         assert point.problem is None
         assert len(point.disks) == len(written.disks)
         for disk, source in zip(point.disks, written.disks, strict=True):
-            check_reader(disk.reader(), source.path.read_bytes(), seed=seed)
+            check_reader(disk.reader(), source.path.read_bytes(), seed=seed, reads=reads)
             for partition, built in zip(disk.partitions, source.partitions, strict=True):
                 assert (partition.offset, partition.size) == (built.offset, built.size)
         results = [check.run() for check in point.checks()]

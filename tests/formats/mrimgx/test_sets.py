@@ -7,7 +7,14 @@ import pytest
 
 import formats
 from fixtures import disks
-from fixtures.mrimgx_writer import REAL_QUIRKS, Quirks, SetWriter, every_block, file_backup_writer
+from fixtures.mrimgx_writer import (
+    REAL_QUIRKS,
+    Quirks,
+    SetWriter,
+    every_block,
+    extended_boot_records,
+    file_backup_writer,
+)
 from fixtures.partition_tables import BuiltDisk
 from formats.container import Role
 from formats.errors import DuplicateMemberError, IncompleteSetError, PasswordError, UnsupportedError
@@ -32,7 +39,7 @@ def test_every_kind_of_file(
         (writer.incremental([plain[2]]), Role.INCREMENTAL),
     ]
     for seed, (written, role) in enumerate(files):
-        check_point(written, password, seed=seed)
+        check_point(written, password, seed=seed, reads=500)
         with opened_point(written, password) as point:
             assert (point.role, point.increment) == (role, written.increment)
             assert (point.encrypted, point.compression) == (aes is not None, compression)
@@ -247,14 +254,38 @@ def test_fat_blocks_that_reach_beyond_the_partition(tmp_path: Path) -> None:
     check_point(writer.full([built]))
 
 
+@pytest.fixture(scope="module")
+def logical(tmp_path_factory: pytest.TempPathFactory) -> list[BuiltDisk]:
+    """Make a disk with logical partitions, and a later state of it."""
+    folder = tmp_path_factory.mktemp("logical")
+    built = disks.mbr_logical_disk(folder)
+    return [built, disks.change_disk(built, folder, "changed", number=6)]
+
+
 @pytest.mark.parametrize("entry_size", [528, 522])
-def test_logical_partitions(tmp_path: Path, entry_size: int) -> None:
-    built = disks.mbr_logical_disk(tmp_path)
-    changed = disks.change_disk(built, tmp_path, "changed", number=6)
-    writer = SetWriter(tmp_path / "set", quirks=Quirks(ept_entry_size=entry_size, chs_disk_size=True))
-    check_point(writer.full([built]))
-    check_point(writer.incremental([changed]))
-    check_point(writer.incremental([built], delta=False))
+def test_logical_partitions(logical: list[BuiltDisk], tmp_path: Path, entry_size: int) -> None:
+    writer = SetWriter(tmp_path, quirks=Quirks(ept_entry_size=entry_size, chs_disk_size=True))
+    check_point(writer.full([logical[0]]))
+    check_point(writer.incremental([logical[1]]))
+    check_point(writer.incremental([logical[0]], delta=False))
+
+
+@pytest.mark.parametrize("entry_size", [528, 522])
+def test_encrypted_boot_records(logical: list[BuiltDisk], tmp_path: Path, entry_size: int) -> None:
+    """Without compression nothing but the entries tells where the padding begins."""
+    quirks = Quirks(ept_entry_size=entry_size, encrypt_metadata=True)
+    writer = SetWriter(tmp_path, compression="none", password="p", quirks=quirks)
+    with opened_point(writer.full([logical[0]], used=no_block), "p") as point:
+        source = logical[0].path.read_bytes()
+        reader = point.disks[0].reader()
+        offsets = extended_boot_records(logical[0])
+        assert len(offsets) == 3
+        for offset in (0, *offsets):
+            assert reader.read_at(offset, 512) == source[offset : offset + 512]
+
+
+def no_block(_number: int, _data: bytes) -> bool:
+    return False
 
 
 def test_a_disk_of_4096_byte_sectors(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What happens to an opened set: indexes not proven yet, files that change or close, many threads."""
 
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,10 @@ import pytest
 
 import formats
 from fixtures import damage, disks
-from fixtures.mrimgx_writer import SetWriter
+from fixtures.mrimgx_writer import SetWriter, every_block
 from fixtures.partition_tables import BuiltDisk
 from formats.errors import DamagedError, FormatError, ReadError
-from formats.mrimgx import image_file
+from formats.mrimgx import image_file, index
 from tests.formats.mrimgx.conftest import check_point, opened_point
 
 BLOCK = 65536
@@ -70,6 +71,43 @@ def test_a_delta_s_index_is_always_proven(plain: list[BuiltDisk], tmp_path: Path
     damage.break_metadata(delta.path, b"$INDEX  ")
     with opened_point(delta) as point, pytest.raises(DamagedError, match="hash"):
         point.disks[0].partitions[0].reader()
+
+
+def test_indexes_of_many_pieces(
+    plain: list[BuiltDisk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of 65,536 elements, here of 5, so that blocks, deltas and holes lie across their edges."""
+    monkeypatch.setattr(index, "_CHUNK", 5)
+    writer = SetWriter(tmp_path)
+    for written in (
+        writer.full([plain[0]]),
+        writer.incremental([plain[1]]),
+        writer.incremental([plain[2]], hole_blocks={(0, 0): [4, 5, 9, 10, 11, 12, 13, 14, 15]}),
+        writer.incremental([plain[2]], used=every_block),
+        writer.differential([plain[3]]),
+    ):
+        if written.file_number != 2:
+            check_point(written)
+    (container,), _ = formats.open_folder(tmp_path)
+    with container:
+        results = [check.run() for check in container.checks()]
+        assert not [bad for result in results for bad in result.bad]
+        stored = sum(len(where) for written in writer.members for where in written.blocks.values())
+        assert sum(result.blocks for result in results) == stored
+
+
+def test_a_delta_whose_blocks_descend_from_piece_to_piece(
+    plain: list[BuiltDisk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_CHUNK", 2)
+    writer = SetWriter(tmp_path)
+    writer.full([plain[0]])
+    delta = writer.incremental([plain[0]])
+    for blocks in ((1, 2, 2, 4), (1, 2, 0, 4), (1, 1), (4, 2)):
+        rows = b"".join(struct.pack("<q16sIHI", 0, bytes(16), 0, 0, block) for block in blocks)
+        damage.set_index_payload(delta.path, 0, struct.pack("<II", 0, len(blocks)) + rows)
+        with opened_point(delta) as point, pytest.raises(DamagedError, match="ascend"):
+            point.disks[0].partitions[0].reader()
 
 
 def cut(path: Path) -> None:
