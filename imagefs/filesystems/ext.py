@@ -8,7 +8,7 @@ journal is not replayed: a volume imaged while mounted shows what was written ba
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, UnsupportedError
@@ -20,6 +20,7 @@ from imagefs.filesystems.ext_layout import (
     FILETYPE,
     HUGE_FILE,
     INLINE_DATA,
+    LARGE_DIRECTORIES,
     META_BG,
     NDIR,
     ROOT,
@@ -63,11 +64,10 @@ class ExtFileSystem(CachedFileSystem):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if node.flags & ENCRYPTED:
             raise UnsupportedError(f"link {inode} is encrypted")
-        attribute_sectors = self.block_size // 512 if node.acl else 0
-        if not node.flags & INLINE_DATA and node.blocks <= attribute_sectors:
-            if node.size > 60:
-                raise DamagedError(f"link {inode}: {node.size} bytes inside its inode")
-            target = node.block[: node.size]
+        if node.size > self.block_size:
+            raise DamagedError(f"link {inode}: {node.size} bytes")
+        if node.size < len(node.block) and not node.flags & (INLINE_DATA | EXTENTS):
+            target = node.block[: node.size]  # blocks that are counted are of its extended attributes
         else:
             target = self._data(node, f"link {inode}").read_at(0, node.size)
         return os.fsdecode(target.rstrip(b"\0"))
@@ -126,8 +126,8 @@ class ExtFileSystem(CachedFileSystem):
             yield data[4:60]  # behind the parent's number
             yield data[60:]
             return
-        if reader.size % self.block_size:
-            raise DamagedError(f"{what}: {reader.size} bytes are not whole blocks")
+        if reader.size % self.block_size or reader.size > self._reader.size:
+            raise DamagedError(f"{what}: {reader.size} bytes")
         for at in range(0, reader.size, _STEP):
             part = reader.read_at(at, min(_STEP, reader.size - at))
             for inside in range(0, len(part), self.block_size):
@@ -151,7 +151,9 @@ class ExtFileSystem(CachedFileSystem):
             table |= struct.unpack_from("<I", descriptor, 0x28)[0] << 32
         size = self._super.inode_size
         return parse_inode(
-            self._read(table * self.block_size + index * size, size, f"inode {number}"), number
+            self._read(table * self.block_size + index * size, size, f"inode {number}"),
+            number,
+            bool(self._super.incompatible & LARGE_DIRECTORIES),
         )
 
     def _descriptor_block(self, group: int) -> int:
@@ -223,30 +225,51 @@ class ExtFileSystem(CachedFileSystem):
             return
         for child in runs:
             block = self._read((child.start or 0) * self.block_size, self.block_size, what)
-            yield from self._leaves(*parse_extents(block, depth - 1, what), what)
+            found, below = parse_extents(block, depth - 1, what)
+            if below[0].first != child.first:
+                raise DamagedError(f"{what}: its extents start at block {below[0].first}, not {child.first}")
+            yield from self._leaves(found, below, what)
 
     def _indirect(self, node: Inode, blocks: int, what: str) -> Iterator[ExtentRun]:
         """Yield the runs of the older block map; block number 0 is a hole."""
         numbers = struct.unpack("<15I", node.block)
-        first = 0
-        for start in numbers[:NDIR]:
-            yield from self._mapped(start, 0, first, blocks, what)
-            first += 1
+        yield from _neighbours(numbers[:NDIR], 0, blocks)
+        first = NDIR
+        seen: set[int] = set()
         for level, start in enumerate(numbers[NDIR:], 1):
-            yield from self._mapped(start, level, first, blocks, what)
+            yield from self._mapped(start, level, first, blocks, seen, what)
             first += (self.block_size // 4) ** level
 
-    def _mapped(self, start: int, level: int, first: int, blocks: int, what: str) -> Iterator[ExtentRun]:
+    def _mapped(
+        self, start: int, level: int, first: int, blocks: int, seen: set[int], what: str
+    ) -> Iterator[ExtentRun]:
+        """Yield the runs below a block of block numbers; ``seen`` are those gone through already."""
         if not start or first >= blocks:
             return
-        if not level:
-            yield ExtentRun(first, 1, start)
-            return
+        if start in seen:
+            raise DamagedError(f"{what}: block {start} holds block numbers twice")
+        seen.add(start)
         block = self._read(start * self.block_size, self.block_size, what)
+        numbers = struct.unpack(f"<{self.block_size // 4}I", block)
+        if level == 1:
+            yield from _neighbours(numbers, first, blocks)
+            return
         span = (self.block_size // 4) ** (level - 1)
-        for number in struct.unpack(f"<{self.block_size // 4}I", block):
-            yield from self._mapped(number, level - 1, first, blocks, what)
+        for number in numbers:
+            yield from self._mapped(number, level - 1, first, blocks, seen, what)
             first += span
+
+
+def _neighbours(numbers: Sequence[int], first: int, blocks: int) -> Iterator[ExtentRun]:
+    """Yield the runs of block numbers, which are those of a file's blocks from ``first`` on; 0 is a hole."""
+    at, end = 0, min(len(numbers), blocks - first)
+    while at < end:
+        begin, start = at, numbers[at]
+        at += 1
+        while at < end and start and numbers[at] == start + at - begin:
+            at += 1
+        if start:
+            yield ExtentRun(first + begin, at - begin, start)
 
 
 def _type_of(node: Inode) -> NodeType:

@@ -17,6 +17,7 @@ HAS_JOURNAL = 0x4  # compatible features
 SPARSE_SUPER2 = 0x200
 FILETYPE = 0x2  # incompatible features
 META_BG = 0x10
+LARGE_DIRECTORIES = 0x4000
 BITS_64 = 0x80
 # in order: filetype, recover, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, largedir,
 # inline_data, encrypt (told by inode), casefold
@@ -71,7 +72,6 @@ class Inode(NamedTuple):
     blocks: int  # as stored, see HUGE_FILE
     flags: int
     block: bytes  # the 60 bytes of block numbers, extents, or the data itself
-    acl: int  # block of extended attributes
     modified: int
     accessed: int
     changed: int
@@ -136,9 +136,13 @@ def kind_of(compatible: int, incompatible: int, read_only: int) -> str:
     return "ext3" if compatible & HAS_JOURNAL else "ext2"
 
 
-def parse_inode(raw: bytes, number: int) -> Inode:
-    """Parse an inode; DamagedError where it is not in use."""
-    mode, uid, size, atime, ctime, mtime, deleted, gid, links, blocks, flags, block, acl, size_high, *high = (
+def parse_inode(raw: bytes, number: int, has_large_directories: bool) -> Inode:
+    """Parse an inode; DamagedError where it is not in use.
+
+    Only files, and directories where the volume says so, have sizes of 64 bits: others keep something
+    else in the upper half.
+    """
+    mode, uid, size, atime, ctime, mtime, deleted, gid, links, blocks, flags, block, _, size_high, *high = (
         _INODE.unpack_from(raw)
     )
     blocks_high, _, uid_high, gid_high = high
@@ -155,12 +159,11 @@ def parse_inode(raw: bytes, number: int) -> Inode:
         mode=mode,
         uid=uid | uid_high << 16,
         gid=gid | gid_high << 16,
-        size=size | size_high << 32,
+        size=size | size_high << 32 if mode >> 12 == 8 or has_large_directories else size,
         links=links,
         blocks=blocks | blocks_high << 32,
         flags=flags,
         block=block,
-        acl=acl,
         modified=_nanoseconds(mtime, mtime_extra),
         accessed=_nanoseconds(atime, atime_extra),
         changed=_nanoseconds(ctime, ctime_extra),
@@ -182,7 +185,7 @@ def parse_extents(node: bytes, depth: int | None, what: str) -> tuple[int, list[
     magic, entries, capacity, found = _EXTENT_HEADER.unpack_from(node)
     if magic != 0xF30A or found > 5 or depth not in (None, found):
         raise DamagedError(f"{what}: not a node of its extent tree")
-    if entries > capacity or 12 + 12 * capacity > len(node):
+    if entries > capacity or 12 + 12 * capacity > len(node) or (depth is not None and not entries):
         raise DamagedError(f"{what}: {entries} extents in a node for {capacity}")
     runs = []
     for at in range(12, 12 + 12 * entries, 12):
@@ -206,7 +209,7 @@ def parse_names(block: bytes, has_types: bool, what: str) -> Iterator[tuple[byte
         inode, length, name_length, kind = _NAME.unpack_from(block, position)
         if not has_types:
             name_length, kind = name_length | kind << 8, 0
-        if length in (0, 0xFFFF) and len(block) == 65536:
+        if length in (0, 0xFFFF) and len(block) == 65536 and any(block):
             length = 65536
         if length < 8 + name_length or length % 4 or position + length > len(block):
             raise DamagedError(f"{what}: an entry of {length} bytes at {position}")

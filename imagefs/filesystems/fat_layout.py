@@ -177,11 +177,13 @@ def fat_names(directory: bytes, what: str) -> Iterator[tuple[int, str, bool]]:
             else:
                 check = -1
             continue
+        if mark != _DELETED and attributes & 0xC0:
+            raise DamagedError(f"{what}: entry {number} with attributes {attributes:#x}")
         if mark not in (_DELETED, 0x2E) and not attributes & _LABEL:
             is_long = parts and not expected and check == _short_sum(entry)
             name = _long_name(parts) if is_long else _short_name(entry, what)
-            if attributes & 0xC0 or not name or "/" in name:
-                raise DamagedError(f"{what}: an entry with the name {name!r} and attributes {attributes:#x}")
+            if not name or "/" in name:
+                raise DamagedError(f"{what}: an entry with the name {name!r}")
             yield number, name, bool(attributes & DIRECTORY)
         parts, check = [], -1
 

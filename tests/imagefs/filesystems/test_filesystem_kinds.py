@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -32,7 +33,10 @@ def build(kind: str, folder: Path) -> Volume:
     return fat_volume(folder, kind) if kind.startswith("FAT") else ext_volume(folder, kind)
 
 
-def needed(make: Callable[[], Volume]) -> Volume:
+Made = TypeVar("Made")
+
+
+def needed(make: Callable[[], Made]) -> Made:
     try:
         return make()
     except MissingToolError as error:
@@ -383,6 +387,117 @@ def test_ext4_times_and_unwritten_extents(tmp_path: Path) -> None:
     reader = volume.open(resolve(volume, "folder/control\x01\x1f"))
     assert contents(reader) == b"control\x01\x1f".ljust(20000, b"\0")
     assert [extent.length for extent in reader.extents() if extent.is_data] == [1024]
+
+
+def inode_place(image: Path, path: str) -> int:
+    """Return where an inode lies, as debugfs tells."""
+    said = run("debugfs", "-R", f"imap {path}", image).decode()
+    block, offset = said.split("located at block ")[1].split(", offset ")
+    return int(block) * 1024 + int(offset, 16)
+
+
+def make_holes(folder: Path, *features: str, commands: str = "") -> tuple[Path, bytes]:
+    """Make a volume with one file of 200 pieces and holes between them."""
+    source = folder / "source"
+    source.mkdir()
+    with (source / "pieces").open("wb") as file:
+        for number in range(200):
+            file.seek(number * 5120)
+            file.write(random.Random(number).randbytes(1024))
+    image = folder / "ext.img"
+    needed(lambda: run("mke2fs", "-q", "-b", "1024", *features, "-d", source, image, "16M"))
+    if commands:
+        run("debugfs", "-w", "-f", "/dev/stdin", image, stdin=commands.encode())
+    return image, (source / "pieces").read_bytes()
+
+
+def use_pieces(data: bytes | bytearray) -> bytes:
+    volume = open_file_system(BytesReader(bytes(data)))
+    assert volume is not None
+    return contents(volume.open(volume.lookup(volume.root, "pieces")))
+
+
+def test_ext_trees_that_contradict_themselves(tmp_path: Path) -> None:
+    image, content = make_holes(tmp_path, "-t", "ext4", "-O", "^metadata_csum,^inline_data")
+    data = bytearray(image.read_bytes())
+    place = inode_place(image, "/pieces") + 40
+    assert struct.unpack_from("<HHHH", data, place)[3] == 1
+    assert use_pieces(data) == content
+    leaf = struct.unpack_from("<I", data, place + 12 + 4)[0] * 1024
+    (first,) = struct.unpack_from("<I", data, leaf + 12)
+    for at, value in ((leaf + 12, first + 1), (leaf + 2, 0), (place + 12, first + 1)):
+        broken = bytearray(data)
+        struct.pack_into("<I" if at != leaf + 2 else "<H", broken, at, value)
+        with pytest.raises(DamagedError):
+            use_pieces(broken)
+    root = bytearray(data)  # a node that is its own child, at every depth
+    root[leaf : leaf + 1024] = (
+        struct.pack("<HHHHI", 0xF30A, 84, 84, 4, 0)
+        + b"".join(struct.pack("<IIHH", first + number, leaf // 1024, 0, 0) for number in range(84))
+        + bytes(4)
+    )
+    struct.pack_into("<H", root, place + 6, 5)
+    with pytest.raises(DamagedError):
+        use_pieces(root)
+
+
+def test_ext_block_maps(tmp_path: Path) -> None:
+    image, content = make_holes(tmp_path, "-t", "ext2")
+    data = bytearray(image.read_bytes())
+    place = inode_place(image, "/pieces")
+    assert use_pieces(data) == content
+    numbers = struct.unpack_from("<15I", data, place + 40)
+    assert numbers[12]
+    assert numbers[13]
+    # a triple indirect block that holds itself, in a file that claims to be huge
+    at = numbers[13] * 1024
+    data[at : at + 1024] = struct.pack("<I", numbers[13]) * 256
+    struct.pack_into("<I", data, place + 40 + 14 * 4, numbers[13])
+    struct.pack_into("<I", data, place + 40 + 13 * 4, 0)
+    struct.pack_into("<I", data, place + 108, 4)
+    with pytest.raises(DamagedError, match="twice"):
+        use_pieces(data)
+
+
+def test_ext_far_blocks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    offsets = (
+        0,
+        11 << 10,
+        12 << 10,
+        267 << 10,
+        268 << 10,
+        (268 + 65536) << 10,
+        ((268 + 65536) << 10) + 99_000_000,
+    )
+    with (source / "far").open("wb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            file.write(random.Random(offset).randbytes(3000))
+    image = tmp_path / "ext.img"
+    needed(lambda: run("mke2fs", "-q", "-b", "1024", "-t", "ext3", "-d", source, image, "16M"))
+    with FileReader(image) as reader:
+        volume = open_file_system(reader)
+        assert volume is not None
+        opened = volume.open(volume.lookup(volume.root, "far"))
+        with (source / "far").open("rb") as file:
+            for offset in offsets:
+                file.seek(max(0, offset - 2000))
+                expected = file.read(7000)
+                assert opened.read_at(max(0, offset - 2000), len(expected)) == expected
+
+
+def test_ext_links_inside_inodes_whatever_blocks_are_counted(tmp_path: Path) -> None:
+    commands = "set_inode_field short\\ link blocks 64\n"
+    volume = make_ext(tmp_path, "-t", "ext4", commands=commands.replace("short\\ link", '"short link"'))
+    assert volume.read_link(resolve(volume, "short link")) == "y\x01" * 20
+    assert volume.attributes(resolve(volume, "short link")).allocated == 64 * 512
+
+
+def test_ext_directories_with_half_a_size_that_is_none(tmp_path: Path) -> None:
+    volume = make_ext(tmp_path, "-t", "ext2", commands="set_inode_field folder size_high 5\n")
+    assert len(volume.entries(resolve(volume, "folder"))) == 3
 
 
 def test_ext_kinds(tmp_path: Path) -> None:
