@@ -21,6 +21,7 @@ from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.ntfs_layout import IN_USE, parse_record
 from imagefs.filesystems.ntfs_quick import quick_node
 from imagefs.filesystems.runs import Run, RunsReader
+from imagefs.readahead import ReadAheadHandle
 from mounters.tree import NodeType
 
 
@@ -392,6 +393,39 @@ def test_threads(ntfs_image: Path, ntfs_mount: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
+
+
+def test_threads_while_some_reads_fail(ntfs_image: Path, ntfs_mount: Path) -> None:
+    """Compressed files through TSK, others by their runs, all read ahead: right bytes or the error."""
+    names = [path for path in FILES if path.startswith("compressed/")] + ["plain.bin", "fragmented.bin"]
+    contents = {path: (ntfs_mount / path).read_bytes() for path in names}
+    with FileReader(ntfs_image) as lower:
+        failing = FailingReader(lower)
+        volume = open_file_system(failing)
+        assert volume is not None
+        inodes = {path: resolve(volume, path) for path in names}
+        data = [a for a in volume._mft.attributes(volume._mft.record(inodes["plain.bin"])) if a.type == 0x80]  # type: ignore[attr-defined]
+        start = next(iter(volume._mft._runs(data, ""))).start  # type: ignore[attr-defined]
+
+        def work(seed: int) -> int:
+            generator = random.Random(seed)
+            failed = 0
+            for _ in range(30):
+                path = generator.choice(names)
+                if seed == 0:  # one place fails, then another one, then none
+                    failing.bad = generator.choice(
+                        ([], [(start, 1 << 20)], [(generator.randrange(lower.size), 1 << 24)])
+                    )
+                try:
+                    with ReadAheadHandle(volume.open(inodes[path])) as handle:
+                        for at in range(0, handle.size, 131_072):
+                            assert handle.read(at, 131_072) == contents[path][at : at + 131_072]
+                except DamagedBlockError:
+                    failed += 1
+            return failed
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(work, range(8))) > 0
 
 
 # damage
