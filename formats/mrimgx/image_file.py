@@ -325,5 +325,8 @@ def _changed(path: Path) -> ReadError:
 
 def _identity(reader: FileReader) -> tuple[int, ...]:
     """Return what tells a file from others, first two, and from its own later states."""
-    status = os.fstat(reader.fileno())
+    try:
+        status = os.fstat(reader.fileno())
+    except OSError as error:  # closed by another thread in between
+        raise ReadError(error.strerror or str(error), path=reader.path) from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -55,6 +55,15 @@ def test_an_empty_full_index_means_that_an_earlier_file_has_the_blocks(
     assert not folder_faults(tmp_path)
 
 
+def test_the_newest_index_that_is_not_empty_counts(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    writer = SetWriter(tmp_path)
+    writer.full([plain[0]])
+    writer.incremental([plain[1]], delta=False)
+    third = writer.incremental([plain[1]], delta=False)
+    damage.set_index_payload(third.path, 0, EMPTY_INDEX)
+    check_point(third)
+
+
 @pytest.mark.parametrize("split_at", [None, 500_000])
 def test_the_earlier_file_of_an_empty_index_counts_for_completeness(
     tmp_path: Path, split_at: int | None
@@ -173,6 +182,39 @@ def test_partitions_grow_and_shrink(
             source = disk.path.read_bytes()[first.offset : first.offset + size]
             check_reader(point.disks[0].partitions[0].reader(), source, seed=at, reads=100)
     assert not folder_faults(tmp_path)
+
+
+def test_holes_between_the_base_s_end_and_a_delta_s_blocks(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    writer = SetWriter(tmp_path, used=every_block)
+    first = plain[0].partitions[0]
+    small, large = (
+        dataclasses.replace(plain[0], partitions=(dataclasses.replace(first, size=blocks * BLOCK),))
+        for blocks in (2, 12)
+    )
+    writer.full([small])
+    grown = writer.incremental([large], hole_blocks={(0, 0): range(2, 10)})
+    damage.set_index_payload(grown.path, 0, without_holes(Parts.load(grown.path).index(0, 0)))
+    with opened_point(grown) as point:
+        reader = point.disks[0].partitions[0].reader()
+        assert list(reader.extents()) == [
+            (0, 2 * BLOCK, True),
+            (2 * BLOCK, 8 * BLOCK, False),
+            (10 * BLOCK, 2 * BLOCK, True),
+        ]
+        assert list(reader.extents(3 * BLOCK + 5, 100)) == [(3 * BLOCK + 5, 100, False)]
+        assert list(reader.extents(9 * BLOCK, BLOCK + 1)) == [
+            (9 * BLOCK, BLOCK, False),
+            (10 * BLOCK, 1, True),
+        ]
+        assert reader.read_at(2 * BLOCK, 8 * BLOCK) == bytes(8 * BLOCK)
+
+
+def without_holes(payload: bytes) -> bytes:
+    """Return a delta's index that does not name its holes."""
+    rows = [payload[at : at + 34] for at in range(8, len(payload), 34)]
+    kept = [row for row in rows if any(row[:28])]
+    assert len(kept) < len(rows)
+    return struct.pack("<II", 0, len(kept)) + b"".join(kept)
 
 
 # --- Numbers ---
