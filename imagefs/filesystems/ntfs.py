@@ -110,11 +110,13 @@ class NtfsFileSystem(FileSystem):
         """
         listing = self._listing(inode)
         found: list[tuple[Entry, Attributes | None]] = [(entry, None) for entry in listing.entries]
-        # in the order of the records, which are read by the chunk
-        for position in sorted(range(len(found)), key=[entry.inode for entry in listing.entries].__getitem__):
+        numbers = [entry.inode for entry in listing.entries]
+        positions = sorted(range(len(found)), key=numbers.__getitem__)  # in the order of the records
+        for position, raw in zip(
+            positions, self._mft.raw_records(map(numbers.__getitem__, positions)), strict=True
+        ):
             entry, reference = listing.entries[position], listing.references[position]
             try:
-                raw = self._mft.raw_record(entry.inode)
                 sequence, node = quick_node(raw, entry.inode) or self._node(entry.inode)
             except FormatError:
                 continue

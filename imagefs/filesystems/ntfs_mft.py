@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 
 from formats.blockreader import BlockReader, BytesReader
-from formats.errors import DamagedError
+from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.ntfs_layout import (
     IN_USE,
     REFERENCE_MASK,
@@ -17,7 +17,7 @@ from imagefs.filesystems.ntfs_layout import (
     parse_record,
     parse_runs,
 )
-from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
+from imagefs.filesystems.runs import CHUNK, ChunkedReader, Run, RunsReader
 
 _LIST_LIMIT = 1 << 20  # bytes of an attribute list; Windows stops at 256 KiB
 
@@ -68,6 +68,21 @@ class MasterFileTable:
         if number < 0 or (number + 1) * size > self.data.size:
             raise DamagedError(f"file record {number} is outside $MFT")
         return self.chunks.read(number * size, size)
+
+    def raw_records(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """Yield file records as they are stored, b"" where one can't be read; neighbours in one go."""
+        size, known, piece = self.record_size, -1, b""
+        for number in numbers:
+            index, inside = divmod(number * size, CHUNK)
+            if index != known:
+                known, piece = index, self.chunks.chunk(index)
+            raw = piece[inside : inside + size]
+            if len(raw) != size:
+                try:
+                    raw = self.raw_record(number)
+                except FormatError:
+                    raw = b""
+            yield raw
 
     def record(self, number: int) -> Record:
         """Return a file record."""

@@ -43,8 +43,12 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
             return None
         if sectors != len(raw) // SECTOR + 1 or fixups + 2 * sectors > SECTOR - 2:
             return None
-        if {raw[end - 2 : end] for end in range(SECTOR, len(raw) + 1, SECTOR)} != {raw[fixups : fixups + 2]}:
+        version = raw[fixups : fixups + 2]
+        if raw[SECTOR - 2 : SECTOR] != version or raw[-2:] != version:
             return None
+        for end in range(2 * SECTOR, len(raw), SECTOR):
+            if raw[end - 2 : end] != version:
+                return None
         record: bytes | bytearray = raw
         if used > SECTOR - 2:
             record = bytearray(raw)

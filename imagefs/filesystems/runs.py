@@ -8,7 +8,7 @@ from formats.blockreader import BlockReader, Extent
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import LeastRecentlyUsed
 
-_CHUNK = 65536  # bytes of metadata read at once
+CHUNK = 65536  # bytes of metadata read at once
 _CHUNKS_KEPT = 64
 
 
@@ -117,18 +117,23 @@ class ChunkedReader:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes; damage counts only where it lies inside them."""
-        index, inside = divmod(offset, _CHUNK)
-        if inside + length > _CHUNK:
+        index, inside = divmod(offset, CHUNK)
+        if inside + length > CHUNK:
             return self._lower.read_at(offset, length)
+        piece = self.chunk(index)[inside : inside + length]
+        return piece if len(piece) == length else self._lower.read_at(offset, length)
+
+    def chunk(self, index: int) -> bytes:
+        """Return a chunk, shorter at the end; b"" beyond it, or where not all can be read."""
         chunk = self._chunks.get(index)
-        if chunk is None:
-            at = index * _CHUNK
+        at = index * CHUNK
+        if chunk is None and at < self._lower.size:
             try:
-                chunk = self._lower.read_at(at, min(_CHUNK, self._lower.size - at))
+                chunk = self._lower.read_at(at, min(CHUNK, self._lower.size - at))
             except FormatError:
-                return self._lower.read_at(offset, length)
+                return b""
             self._chunks.put(index, chunk)
-        return chunk[inside : inside + length]
+        return chunk or b""
 
     def clear(self) -> None:
         """Forget the chunks."""
