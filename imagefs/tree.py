@@ -240,13 +240,13 @@ class ImageTree(Tree):
         if not volume:
             return super().entries_with_attributes(inode)
         high = volume << _VOLUME_SHIFT
-        try:
-            return [
-                (entry._replace(inode=high | entry.inode), replace(known, inode=high | known.inode))
-                for entry, known in self._volume(volume).entries_with_attributes(own)
-            ]
-        except FormatError:  # of one or more entries; if it is the directory's, it is raised here again
-            return super().entries_with_attributes(inode)
+        return [
+            (
+                entry._replace(inode=high | entry.inode),
+                replace(known, inode=high | known.inode) if known is not None else None,
+            )
+            for entry, known in self._volume(volume).entries_with_attributes(own)
+        ]
 
     def lookup(self, inode: int, name: str) -> int:
         """Return the inode number of a name in a directory."""

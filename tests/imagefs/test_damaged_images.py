@@ -319,7 +319,13 @@ def test_damage_among_the_file_records(multi: Damaged, ntfs_volume: Path, tmp_pa
         listed = run_imagefs("ls", multi.path, "disk1/p3")
         done = run_imagefs("cp", multi.path, "disk1/p3", tmp_path)
     assert failed
-    assert listed.code == 7
+    names = {path.split("/")[0] for path in part.files}
+    lines = listed.errors.splitlines()
+    assert listed.code == 7  # what can't be read is told, the rest is listed
+    assert all(line.startswith("imagefs: disk1/p3/") and "MD5" in line for line in lines)
+    shown = {line.split("  ")[-1] for line in listed.text.splitlines()}
+    assert names <= shown | {line.split(":")[1].rpartition("/")[2] for line in lines}
+    assert "big.bin" not in shown
     assert done.code == 7
     copied = {str(path.relative_to(tmp_path / "p3")) for path in (tmp_path / "p3").rglob("*")}
     assert part.files.keys() - failed - too_long(part) <= copied
