@@ -13,7 +13,7 @@ from fixtures import damage, disks
 from fixtures.mrimgx_blocks import Block, Parts
 from fixtures.mrimgx_writer import SetWriter, WrittenFile, every_block
 from fixtures.partition_tables import BuiltDisk
-from formats.container import BadBlock
+from formats.container import BadBlock, Role
 from formats.errors import DamagedError, IncompleteSetError, PasswordError
 from tests.formats.mrimgx.conftest import check_point, opened_point
 from tests.formats.reader_contract import check_reader
@@ -168,6 +168,16 @@ def test_a_partition_that_vanished_later_is_still_in_the_base(plain: list[BuiltD
     assert not folder_faults(tmp_path)
 
 
+def test_another_layout_of_blocks_is_refused(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    writer = SetWriter(tmp_path)
+    writer.full([plain[0]])
+    delta = writer.incremental([plain[1]])
+    start = plain[1].partitions[0].offset
+    damage.set_json(delta.path, start + 512, "disks", 0, "partitions", 0, "_file_system", "lcn0_offset")
+    with opened_point(delta) as point, pytest.raises(DamagedError, match="layout"):
+        point.disks[0].partitions[0].reader()
+
+
 @pytest.mark.parametrize("sizes", [(1_003_520, 2_500_608), (2_500_608, 1_003_520), (65536, 4096 * 99)])
 @pytest.mark.parametrize("delta", [True, False])
 def test_partitions_grow_and_shrink(
@@ -311,6 +321,24 @@ def test_the_disks_in_a_data_only_file_mean_nothing(plain: list[BuiltDisk], tmp_
     damage.set_json(part, last.document["disks"], "disks")
     check_point(last)
     assert not folder_faults(tmp_path)
+
+
+def test_the_roles_of_split_files(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    """The parts of one backup are no other backups, whatever its increment."""
+    writer = SetWriter(tmp_path)
+    full = writer.full([plain[0]], increment=5, split_at=500_000)
+    differential = writer.differential([plain[3]], split_at=30_000)
+    for written, role in ((full, Role.FULL), (differential, Role.DIFFERENTIAL)):
+        with opened_point(written) as point:
+            assert point.role is role
+
+
+def test_the_last_file_of_a_split_comes_after_its_parts(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    writer = SetWriter(tmp_path)
+    writer.full([plain[0]], increment=0)
+    last = writer.incremental([plain[3]], increment=0, split_at=30_000)
+    with opened_point(writer.members[1].path) as point:
+        assert point.path == last.path
 
 
 # --- Blocks ---
