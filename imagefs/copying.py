@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 
 from formats.blockreader import BlockReader
@@ -137,7 +138,7 @@ class _Copy:
         scratch = Path(name)
         try:
             with os.fdopen(number, "wb", buffering=0) as file:
-                self._write(reader, file.fileno())
+                self._write(reader, file)
                 if self.overwrite:
                     os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
             self._put(scratch, job)
@@ -145,7 +146,7 @@ class _Copy:
             scratch.unlink(missing_ok=True)
             raise
 
-    def _write(self, reader: BlockReader, target: int) -> None:
+    def _write(self, reader: BlockReader, target: RawIOBase) -> None:
         """Write data runs; holes stay holes."""
         with ReadAheadHandle(reader) as handle:
             for extent in reader.extents():
@@ -156,12 +157,12 @@ class _Copy:
                     if self._stopped.is_set():
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     data = memoryview(handle.read(offset, min(_STEP, extent.end - offset)))
-                    size, position = len(data), offset
+                    target.seek(offset)
+                    size = len(data)
                     while data:
-                        written = os.pwrite(target, data, position)
-                        data, position = data[written:], position + written
+                        data = data[target.write(data) or 0 :]
                     self.done(size)
-        os.ftruncate(target, reader.size)
+        target.truncate(reader.size)
 
     def _put(self, scratch: Path, job: _Job) -> None:
         """Give a finished file its times and its name."""

@@ -99,8 +99,10 @@ def open(path: str | os.PathLike[str], password: str | None = None) -> Source:
         if not sets and not unreadable:
             raise NotAnImageError("no image in this folder", path=where)
         source = Source(where, sets, unreadable)
-    else:
+    elif where.is_file() or where.is_block_device() or not where.exists():
         source = Source(where, [formats.open_container(where)], {})
+    else:
+        raise NotAnImageError("neither a file nor a folder", path=where)
     if password is not None:
         try:
             source.unlock(password)

@@ -171,7 +171,7 @@ class Members:
         """Return what decrypts a file's metadata; raises PasswordError when the set is locked."""
         cipher = self.store.ciphers.get(image)
         if isinstance(cipher, FormatError):
-            raise cipher
+            raise cipher.with_traceback(None)  # kept, and raised again: it must not grow
         return cipher
 
     def holder(self, number: int) -> ImageFile:

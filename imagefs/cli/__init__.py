@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
 
@@ -12,7 +13,15 @@ import typer
 from typer.exceptions import TyperException
 
 from imagefs.cli import cat, cp, info, ls, mount, points, umount, verify
-from imagefs.cli.common import ExitCode, OutputClosedError, exit_code_of, flush_output, message_of, say
+from imagefs.cli.common import (
+    ExitCode,
+    OutputClosedError,
+    exit_code_of,
+    flush_output,
+    message_of,
+    output,
+    say,
+)
 from mounters.controller import ready_fd, report_failure
 
 app = typer.Typer(
@@ -31,10 +40,19 @@ for module in (info, points, ls, cat, cp, mount, umount, verify):
     app.command(name)(getattr(module, name))
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        output.print(f"imagefs {version('imagefs')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show a traceback with an error, and what is going on.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Take the options that go before a command."""

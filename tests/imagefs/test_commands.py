@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -305,3 +306,16 @@ def test_library_as_the_documentation_shows_it(image: Path, tmp_path: Path) -> N
     other = run_imagefs("cat", image, "disk1/p1/big.bin")
     assert other.output == (tmp_path / "big.bin").read_bytes()
     assert sha256_file(tmp_path / "big.bin")
+
+
+def test_version() -> None:
+    done = run_imagefs("--version")
+    assert (done.code, done.text) == (0, f"imagefs {version('imagefs')}\n")
+
+
+def test_what_is_neither_a_file_nor_a_folder(tmp_path: Path) -> None:
+    """A pipe is not opened: whoever did would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    done = run_imagefs("info", tmp_path / "pipe", timeout=30)
+    assert done.code == 3
+    assert done.errors.count("\n") == 1
