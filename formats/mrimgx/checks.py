@@ -129,7 +129,7 @@ def _check_blocks(
 ) -> Iterator[Check]:
     """Yield checks of stored blocks, given their numbers and elements; ``image`` has the index."""
     for at in range(0, len(numbers), _BLOCKS):
-        some = elements[at : at + _BLOCKS].copy()  # a copy keeps no memory map alive
+        some = elements[at : at + _BLOCKS].copy()  # lest each keeps the whole piece alive
         yield Check(len(some), partial(_run, store, image, place, size, numbers[at : at + _BLOCKS], some))
 
 
