@@ -101,8 +101,6 @@ class BlockStore:
                 data = _local.decompressor.decompress(data)
             except zstandard.ZstdError as error:
                 raise bad(f"it can't be decompressed: {error}") from None
-        elif len(data) > size:
-            data = data[:size]  # padding of the encryption
         if hashlib.md5(data, usedforsecurity=False).digest() != element.md5:
             raise bad("its MD5 is not the one in the index")
         return data

@@ -83,7 +83,7 @@ def test_a_flipped_length_does_not_turn_data_into_zeros(image: Path) -> None:
     damage.change_element(image, 0, 0, length=0)
     with opened_point(image) as point:
         reader = point.disks[0].partitions[0].reader()
-        with pytest.raises(DamagedBlockError):
+        with pytest.raises(DamagedBlockError, match="no length"):
             reader.read_at(0, 1)
         assert next(reader.extents()).is_data
     assert [bad.block for result in checked(image) for bad in result.bad] == [0]

@@ -234,6 +234,18 @@ def test_passwords(plain: list[BuiltDisk], tmp_path: Path) -> None:
         assert len(reader.read_at(0, 512)) == 512
 
 
+def test_vectors_of_high_block_numbers(tmp_path: Path) -> None:
+    built = disks.plain_disk(tmp_path, "many", sizes=(20 << 20,))
+    numbers = (0, 1, 255, 256, 300)
+    writer = SetWriter(tmp_path / "set", password="p", used=lambda block, _: block in numbers)
+    with opened_point(writer.full([built]), "p") as point:
+        reader = point.disks[0].partitions[0].reader()
+        source = built.path.read_bytes()[built.partitions[0].offset :]
+        for number in numbers:
+            at = number * 65536
+            assert reader.read_at(at, 65536) == source[at : at + 65536]
+
+
 @pytest.mark.parametrize("kind", ["FAT12", "FAT16", "FAT32"])
 @pytest.mark.parametrize("aes", [None, "aes-256"])
 def test_fat_reserved_sectors(tmp_path: Path, kind: str, aes: str | None) -> None:
