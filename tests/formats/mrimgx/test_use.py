@@ -186,6 +186,18 @@ def test_closing_under_readers(plain: list[BuiltDisk], tmp_path: Path) -> None:
         assert all(future.result(60) for future in futures)
 
 
+def test_short_reads_keep_their_block_and_long_ones_pass(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    full = SetWriter(tmp_path, used=every_block).full([plain[0]])
+    with opened_point(full) as point:
+        reader, cache = point.disks[0].partitions[0].reader(), point.members.store.cache
+        reader.read_at(5 * BLOCK, 8 * BLOCK)
+        assert cache.used == 0
+        assert reader.read_cached(5 * BLOCK, 10) is None
+        first = reader.read_at(5 * BLOCK, 10)
+        assert cache.used == BLOCK
+        assert reader.read_cached(5 * BLOCK, 10) == first
+
+
 def test_many_threads_open_one_point(plain: list[BuiltDisk], tmp_path: Path) -> None:
     writer = SetWriter(tmp_path, password="p")
     writer.full([plain[0]])
