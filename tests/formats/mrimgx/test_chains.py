@@ -400,6 +400,39 @@ def test_a_disk_that_grew_since_its_base(plain: list[BuiltDisk], tmp_path: Path)
         assert point.disks[0].size == 9 << 20
 
 
+@pytest.mark.parametrize("scheme", ["gpt", "mbr"])
+def test_a_disk_whose_base_is_missing(plain: list[BuiltDisk], tmp_path: Path, scheme: str) -> None:
+    """A delta's disk_size is too small; its GPT knows better, else its partitions tell what is there."""
+    writer = SetWriter(tmp_path)
+    writer.full([plain[0]])
+    delta = writer.incremental([plain[1]])
+    damage.set_json(delta.path, 1 << 20, "disks", 0, "_geometry", "disk_size")
+    damage.set_json(delta.path, scheme, "disks", 0, "_header", "disk_format")
+    writer.remove(0)
+    last = plain[1].partitions[-1]
+    with opened_point(delta) as point:
+        assert point.disks[0].size == (plain[1].size if scheme == "gpt" else last.offset + last.size)
+
+
+def test_reserved_sectors_that_start_later(tmp_path: Path) -> None:
+    built = disks.fat_disk(tmp_path, "FAT12")
+    full = SetWriter(tmp_path / "set").full([built])
+    start, reserved = built.partitions[0].offset, reserved_length(full)
+    damage.set_json(full.path, 512, "disks", 0, "partitions", 0, "_geometry", "boot_sector_offset")
+    damage.set_json(
+        full.path, start + 512 + reserved, "disks", 0, "partitions", 0, "_file_system", "lcn0_offset"
+    )
+    with opened_point(full) as point:
+        source = built.path.read_bytes()[start:]
+        data = point.disks[0].partitions[0].reader().read_at(0, reserved + BLOCK)
+        assert data == bytes(512) + source[: reserved + BLOCK - 512]
+
+
+def reserved_length(written: WrittenFile) -> int:
+    partition = written.document["disks"][0]["partitions"][0]
+    return int(partition["_file_system"]["reserved_sectors_byte_length"])
+
+
 def test_boot_records_lie_over_a_long_track_0(plain: list[BuiltDisk], tmp_path: Path) -> None:
     """Up to 1 MiB by the vendor's page, while an extended partition may begin at sector 63."""
     full = SetWriter(tmp_path, compression="none").full([plain[0]])

@@ -216,6 +216,7 @@ def test_a_damaged_member_is_named_when_it_is_missed(plain: list[BuiltDisk], tmp
     [
         (("_header", "imageid"), 5),
         (("_header", "imageid"), "XYZ"),
+        (("_header", "imageid"), "A1B2C3D4 E5F60718"),
         (("_header", "file_number"), "0"),
         (("_header", "file_number"), True),
         (("_header", "file_number"), -1),
