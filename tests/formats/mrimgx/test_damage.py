@@ -4,6 +4,7 @@ import errno
 import random
 import resource
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from hashlib import md5
 from pathlib import Path
@@ -175,8 +176,28 @@ def root_offset_0(path: Path) -> None:
     damage.break_root_offset(path, 0)
 
 
+def bytes_behind_the_lists(path: Path) -> None:
+    whole = path.read_bytes()
+    (root,) = struct.unpack_from("<Q", whole, len(whole) - 20)
+    path.write_bytes(whole[:root] + bytes(64) + whole[root:-20] + struct.pack("<Q", root + 64) + whole[-12:])
+
+
+def bytes_behind_the_root_list(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + bytes(64) + whole[-20:])
+
+
 @pytest.mark.parametrize(
-    "harm", [broken_json_hash, broken_json, damage.break_root_offset, lost_data, root_offset_0]
+    "harm",
+    [
+        broken_json_hash,
+        broken_json,
+        damage.break_root_offset,
+        lost_data,
+        root_offset_0,
+        bytes_behind_the_lists,
+        bytes_behind_the_root_list,
+    ],
 )
 def test_damaged_structures_are_refused(image: Path, harm: Callable[[Path], object]) -> None:
     harm(image)

@@ -373,7 +373,10 @@ def test_sidecars_are_no_members(plain: list[BuiltDisk], tmp_path: Path) -> None
     check_point(delta)
     with pytest.raises(UnsupportedError):
         formats.open_container(sidecar)
-    # By content, too: renamed it is still none.
+    # By its name, whatever is in it already, and by its content, whatever its name.
+    full_copy = shutil.copy(delta.path, tmp_path / "further on.metadata")
+    check_point(delta)
+    full_copy.unlink()
     sidecar.rename(tmp_path / "renamed.mrimgx")
     check_point(delta)
 
