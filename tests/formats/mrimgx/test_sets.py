@@ -374,9 +374,10 @@ def test_sidecars_are_no_members(plain: list[BuiltDisk], tmp_path: Path) -> None
     with pytest.raises(UnsupportedError):
         formats.open_container(sidecar)
     # By its name, whatever is in it already, and by its content, whatever its name.
-    full_copy = shutil.copy(delta.path, tmp_path / "further on.metadata")
+    further_on = tmp_path / "further on.metadata"
+    shutil.copy(delta.path, further_on)
     check_point(delta)
-    full_copy.unlink()
+    further_on.unlink()
     sidecar.rename(tmp_path / "renamed.mrimgx")
     check_point(delta)
 
