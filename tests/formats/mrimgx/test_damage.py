@@ -222,6 +222,14 @@ def test_damaged_metadata_is_found_when_it_is_used(
     assert name.decode().strip() in bad[0].reason
 
 
+def test_metadata_of_every_file_that_a_point_uses_are_checked(plain: list[BuiltDisk], tmp_path: Path) -> None:
+    writer = SetWriter(tmp_path)
+    full = writer.full([plain[0]])
+    differential = writer.differential([plain[1]])
+    damage.break_metadata(full.path, b"$TRACK0 ")
+    assert [bad.file for result in checked(differential.path) for bad in result.bad] == [full.path]
+
+
 def test_a_damaged_member_is_named_when_it_is_missed(plain: list[BuiltDisk], tmp_path: Path) -> None:
     writer = SetWriter(tmp_path)
     full = writer.full([plain[0]])
