@@ -20,6 +20,7 @@ Elements = npt.NDArray[np.void]  # of ELEMENT or DELTA_ELEMENT
 ReadBytes = Callable[[int, int], bytes]  # (offset in the file, length) -> exactly so many bytes
 
 _CHUNK = 1 << 16  # elements looked at together: 2 MB
+_PAGE = 128  # elements read at a time when they are wanted one by one: 4 KB
 _ELEMENT = struct.Struct("<q16sIH")
 
 
@@ -81,6 +82,7 @@ class ElementTable:
         self._kind = kind
         self.is_delta = kind == DELTA_ELEMENT
         self.proof = proof  # of the whole $INDEX
+        self._page = (-1, b"")  # the rows read last, by their number: a reader goes on with their neighbours
 
     def __len__(self) -> int:
         return self._count
@@ -96,7 +98,13 @@ class ElementTable:
     def element(self, row: int) -> Element:
         """Return one row."""
         size = self._kind.itemsize
-        return Element(*_ELEMENT.unpack_from(self._read(self._offset + row * size, size)))
+        number, inside = divmod(row, _PAGE)
+        page = self._page
+        if page[0] != number:
+            first = number * _PAGE
+            count = min(_PAGE, self._count - first)
+            page = self._page = number, self._read(self._offset + first * size, count * size)
+        return Element(*_ELEMENT.unpack_from(page[1], inside * size))
 
     def chunks(self) -> Iterator[tuple[int, Elements]]:
         """Yield (first row, rows), in pieces that are small beside the memory of a machine."""
@@ -213,8 +221,10 @@ class ResolvedIndex:
 
     def elements(self, first: int, end: int) -> Elements:
         """Return the elements of a run of blocks, as an array of ELEMENT."""
-        result = np.zeros(end - first, ELEMENT)
         known = self._base.rows(first, end)
+        if not len(self._blocks) and len(known) == end - first:
+            return known
+        result = np.zeros(end - first, ELEMENT)
         result[: len(known)] = known
         low, high = np.searchsorted(self._blocks, [first, end])
         for source in np.unique(self._sources[low:high]).tolist():
