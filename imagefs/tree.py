@@ -206,7 +206,6 @@ class ImageTree(Tree):
 
     def _attributes_of(self, node: "_Node") -> Attributes:
         kind, size, mode, links = NodeType.DIRECTORY, 0, 0o555, 2
-        allocated = None
         if isinstance(node, _Raw):
             kind, size, mode, links = NodeType.FILE, node.size, 0o444, 1
         time = node.created
@@ -220,7 +219,6 @@ class ImageTree(Tree):
             accessed=time,
             changed=time,
             created=time,
-            allocated=allocated,
         )
 
     def entries(self, inode: int) -> Sequence[Entry]:
