@@ -27,6 +27,7 @@ from rich.progress import (
 
 import imagefs
 from formats.errors import FormatError, PasswordError, ReadError
+from imagefs.imaging.errors import ImagingError
 from imagefs.source import Source
 from mounters.controller import MountError
 
@@ -194,7 +195,7 @@ def message_of(error: BaseException) -> str:
         text = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
     elif isinstance(error, OSError):
         text = error.strerror or str(error)
-    elif isinstance(error, (FormatError, MountError)):
+    elif isinstance(error, (FormatError, ImagingError, MountError)):
         text = ": ".join([*getattr(error, "__notes__", ()), str(error)])
     else:
         text = f"{type(error).__name__}: {error} (a fault of imagefs; --debug shows where)"
@@ -208,7 +209,7 @@ def say(message: str) -> None:
 
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code that an error stands for."""
-    if isinstance(error, (FormatError, MountError)):
+    if isinstance(error, (FormatError, ImagingError, MountError)):
         return error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return ExitCode.USAGE

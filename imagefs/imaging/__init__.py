@@ -1,0 +1,1 @@
+"""Making images: what is read, which of it is stored, and how it gets into a set without ever harming it."""

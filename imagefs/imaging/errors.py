@@ -1,0 +1,56 @@
+"""What can go wrong while an image is made; each kind has its exit code.
+
+What is wrong with an existing image stays a FormatError.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class ImagingError(Exception):
+    """An image can't be made as asked; the base of all errors of this package.
+
+    ``path`` is the file or device at fault where there is one, ``hint`` what to try.
+    """
+
+    exit_code: ClassVar[int] = 7
+
+    def __init__(self, what: str, *, path: Path | None = None, hint: str = "") -> None:
+        self.what = what
+        self.path = path
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f"{self.path}: " if self.path is not None else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{place}{self.what}{hint}"
+
+
+class UsageError(ImagingError):
+    """What was asked for contradicts itself, or names what is not there."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class RefusedError(ImagingError):
+    """The source or the target is in a state in which imaging would give a wrong image, or harm one."""
+
+    exit_code: ClassVar[int] = 6
+
+
+class SourceReadError(ImagingError):
+    """The source can't be read; ``offset`` and ``length`` are the bytes of the disk that are lost."""
+
+    def __init__(self, what: str, *, path: Path | None, offset: int, length: int, hint: str = "") -> None:
+        self.offset = offset
+        self.length = length
+        super().__init__(what, path=path, hint=hint)
+
+
+class TargetWriteError(ImagingError):
+    """The target can't be written: full, read-only, broken, gone."""
+
+
+class SnapshotError(ImagingError):
+    """A snapshot can't be made, read or removed."""
