@@ -6,6 +6,8 @@ https://github.com/macrium/mrimgx_file_layout (docs/FILE_LAYOUT.md), and real fi
 metadata blocks $FAT, $CBT and $MFT, which the vendor declares and no file seen holds.
 """
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +166,18 @@ def parse_extended_partitions(data: bytes, path: Path) -> tuple[ExtendedPartitio
         offset = int.from_bytes(entry[BOOT_RECORD_SIZE : BOOT_RECORD_SIZE + 8], "little")
         entries.append(ExtendedPartition(entry[:BOOT_RECORD_SIZE], offset))
     return tuple(entries)
+
+
+def build_extended_partitions(entries: Sequence[ExtendedPartition]) -> bytes:
+    """Return an $EPT payload in the vendor's own packing: 528 bytes for each entry.
+
+    The partition number that its records have room for is not used by any reader, and left 0.
+    """
+    payload = struct.pack("<I", len(entries))
+    for entry in entries:
+        record = entry.boot_record[:BOOT_RECORD_SIZE].ljust(BOOT_RECORD_SIZE, b"\0")
+        payload += record + struct.pack("<Q8x", entry.offset)
+    return payload
 
 
 def _has_boot_records(data: bytes, count: int, size: int) -> bool:
