@@ -46,6 +46,10 @@ TRACK_0 = "$TRACK0"
 EXTENDED_PARTITIONS = "$EPT"
 BITMAP = "$BITMAP"
 INDEX = "$INDEX"
+# Ours, not the vendor's; other readers skip them by their names.
+OWN = "$IMAGEFS"  # root list, after $JSON: what the format has no place for, as JSON
+OWN_TAGS = "$IFSTAGS"  # a partition's list, before $INDEX: tags of stored blocks
+OWN_AUTHENTICATION = "$IFSAUTH"  # last of the root list: the file's tag
 
 DATA_BLOCK_INDEX_ELEMENT = Struct(
     "file_position" / Int64sl,  # bytes from the start of the file that holds the block
