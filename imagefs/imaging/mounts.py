@@ -1,0 +1,167 @@
+"""Who uses a block device or a disk file: mounts, swap, and what is stacked upon it.
+
+A mount counts by the state of its file system: a read-only bind mount of one that is mounted read-write
+elsewhere is writable. Source: proc(5), /proc/pid/mountinfo.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from imagefs.imaging import devices
+from imagefs.imaging.devices import BlockDevice
+from imagefs.imaging.errors import RefusedError
+
+PROC = Path("/proc")
+
+Number = tuple[int, int]  # major, minor
+Span = tuple[int, int]  # offset and end on a disk, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo, its escapes decoded."""
+
+    number: Number
+    mountpoint: str
+    file_system: str
+    source: str
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A use of a device: what for, and whether it can be written meanwhile."""
+
+    device: BlockDevice
+    how: str  # "mounted read-write on /home", "used as swap"
+    writable: bool
+    mountpoint: str = ""
+
+
+def read_mounts(text: str) -> list[Mount]:
+    """Parse the text of a mountinfo file."""
+    mounts = []
+    for line in text.split("\n"):
+        fields, separator, rest = line.partition(" - ")
+        if not separator:
+            continue
+        _, _, number, _, mountpoint, *_ = fields.split(" ")
+        kind, source, options = [*rest.split(" "), "", ""][:3]
+        major, _, minor = number.partition(":")
+        writable = "ro" not in options.split(",")
+        mounts.append(Mount((int(major), int(minor)), unescape(mountpoint), kind, unescape(source), writable))
+    return mounts
+
+
+def unescape(text: str) -> str:
+    r"""Decode what mountinfo writes for a blank, a tab, a line end, a backslash and #: \040 and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+class Uses:
+    """The machine's mounts, swaps and loop devices at one moment.
+
+    Raises RefusedError where they can't be read: then nothing tells whether a source is in use.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.mounts = read_mounts(_text(PROC / "self/mountinfo"))
+            lines = _text(PROC / "swaps").split("\n")[1:]
+        except OSError as error:
+            raise RefusedError(
+                f"can't tell what is mounted: {error.strerror}",
+                path=PROC / "self/mountinfo",
+                hint="--live images it nonetheless",
+            ) from error
+        swaps = [devices.by_path(Path(unescape(line.split()[0]))) for line in lines if line.strip()]
+        self._swaps = {device.number for device in swaps if device is not None}
+
+    @cached_property
+    def _loops(self) -> list[tuple[BlockDevice, devices.Backing]]:
+        known = [(loop, devices.backing_of(loop, path)) for loop, path in devices.loop_devices()]
+        return [(loop, backing) for loop, backing in known if backing is not None]
+
+    @cached_property
+    def _btrfs(self) -> dict[Number, str]:
+        """The file system that each device of a mounted btrfs belongs to.
+
+        Its mounts have a number of their own, and name one of its devices only.
+        """
+        found = {}
+        for link in (devices.SYSFS / "fs/btrfs").glob("*/devices/*"):
+            device = devices.by_number(_number_in(link))
+            if device is not None:
+                found[device.number] = link.parent.parent.name
+        return found
+
+    @cached_property
+    def _mounts_by_device(self) -> dict[Number | str, list[Mount]]:
+        found: dict[Number | str, list[Mount]] = {}
+        for mount in self.mounts:
+            numbers = {mount.number}
+            if mount.source.startswith("/"):
+                device = devices.by_path(Path(mount.source))
+                numbers |= {device.number} if device is not None else set()
+            for number in numbers:
+                found.setdefault(number, []).append(mount)
+                if number in self._btrfs:
+                    found.setdefault(self._btrfs[number], []).append(mount)
+        return found
+
+    def of_device(self, device: BlockDevice, spans: Sequence[Span] | None = None) -> list[Use]:
+        """Return the uses of a device and of all that is stacked upon it.
+
+        ``spans`` are the ranges of a whole disk that matter: partitions outside of them don't.
+        """
+        return [use for one in self.stack(device, spans) for use in self._direct(one)]
+
+    def of_file(self, file: tuple[int, int], spans: Sequence[Span] | None = None) -> list[Use]:
+        """Return the uses of a disk file (st_dev, st_ino) through loop devices."""
+        loops = [loop for loop, backing in self._loops if backing.device is None and backing.file == file]
+        return [use for loop in loops for use in self.of_device(loop, spans)]
+
+    def stack(self, device: BlockDevice, spans: Sequence[Span] | None = None) -> Iterator[BlockDevice]:
+        """Yield a device, and every one that its bytes can be written through, once each."""
+        seen: set[Number] = set()
+        waiting = [device]
+        while waiting:
+            one = waiting.pop()
+            if one.number in seen:
+                continue
+            seen.add(one.number)
+            yield one
+            ranges = spans if one is device else None
+            waiting += [part for part in one.partitions() if touches(part, ranges)]
+            waiting += one.holders()
+            waiting += [loop for loop, backing in self._loops if backing.device == one.number]
+
+    def _direct(self, device: BlockDevice) -> Iterator[Use]:
+        for mount in self._mounts_by_device.get(device.number, []) or self._mounts_by_device.get(
+            self._btrfs.get(device.number, ""), []
+        ):
+            how = f"mounted {'read-write' if mount.writable else 'read-only'} on {mount.mountpoint}"
+            yield Use(device, how, mount.writable, mount.mountpoint)
+        if device.number in self._swaps:
+            yield Use(device, "used as swap", True)
+
+
+def touches(partition: BlockDevice, spans: Iterable[Span] | None) -> bool:
+    """Tell whether a partition has bytes in one of the ranges of its disk; None are all."""
+    start, end = partition.start, partition.start + partition.size
+    return spans is None or any(start < span_end and span_start < end for span_start, span_end in spans)
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().decode(errors="surrogateescape")
+
+
+def _number_in(folder: Path) -> Number:
+    try:
+        major, minor = (folder / "dev").read_text().split(":")
+        return int(major), int(minor)
+    except (OSError, ValueError):
+        return -1, -1

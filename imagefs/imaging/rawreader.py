@@ -1,0 +1,158 @@
+"""Reading a raw device or file for an image: past the cache where asked, and to the exact unit that fails."""
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from formats.blockreader import BlockReader, Extent
+from imagefs.imaging.errors import SourceReadError
+
+_PAGE = mmap.PAGESIZE
+_DIRECT_STEP = 4 << 20  # bytes of the buffer that each reading thread keeps
+# What a medium answers for a place that it can't read; other errors hit every place alike.
+_LOCAL = {errno.EIO, errno.EREMOTEIO, errno.EILSEQ, errno.ENODATA, errno.EBADMSG, errno.ETIMEDOUT}
+
+
+class RawReader(BlockReader):
+    """A device or file as bytes; safe from several threads, closed by ``close``.
+
+    ``fd`` is open for reading and is the reader's from then on. ``unit`` is the physical sector in bytes.
+    With ``direct``, reading passes the cache by where the file system can; the attribute ``direct`` tells
+    whether it does. Raises SourceReadError that names the first unit that can't be read.
+    """
+
+    def __init__(self, fd: int, path: Path, *, unit: int = 512, direct: bool = False) -> None:
+        self.path = path
+        self.direct = False
+        self._fd = fd
+        self._buffers = threading.local()
+        try:
+            self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+            super().__init__(os.lseek(fd, 0, os.SEEK_END))
+            # A buffered read fails by the page, and a file's blocks are its file system's.
+            self._unit = max(unit, _PAGE) if self._is_file or not direct else unit
+            if direct and self.size:
+                self.direct = self._set_direct()
+            self._unit = self._unit if self.direct else max(unit, _PAGE)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except OSError as error:
+            os.close(fd)
+            raise SourceReadError(error.strerror or str(error), path=path, offset=0, length=0) from error
+
+    def _set_direct(self) -> bool:
+        """Pass the cache by; False where it can't be, which some file systems only say when they are read."""
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+            os.preadv(self._fd, [self._buffer(self._unit)], 0)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+                return False
+            if error.errno not in _LOCAL:
+                raise
+        return True  # a first unit that can't be read is found again when it is wanted
+
+    def close(self) -> None:
+        """Close the file; reading fails from then on."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            return self._read_range(offset, length)
+        except OSError as error:
+            place, lost = self._narrow(offset, length) if error.errno in _LOCAL else (offset, length)
+            raise SourceReadError(
+                f"{error.strerror or error} at {place}+{lost}", path=self.path, offset=place, length=lost
+            ) from error
+
+    def _read_range(self, offset: int, length: int) -> bytes:
+        """Read a range whole; raises what the operating system does."""
+        pieces = []
+        end = offset + length
+        while offset < end:
+            piece = (
+                self._read_direct(offset, end) if self.direct else os.pread(self._fd, end - offset, offset)
+            )
+            if not piece:
+                raise SourceReadError(
+                    f"ends at {offset}, {self.size} bytes were expected",
+                    path=self.path,
+                    offset=offset,
+                    length=end - offset,
+                )
+            pieces.append(piece)
+            offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_direct(self, offset: int, end: int) -> bytes:
+        """Read some bytes from ``offset`` on, by whole units into memory that is aligned to them."""
+        first = offset - offset % self._unit
+        span = min(end + -end % self._unit - first, _DIRECT_STEP)
+        buffer = self._buffer(span)
+        got = os.preadv(self._fd, [buffer], first)  # ends short where the device does
+        return bytes(buffer[offset - first : min(got, end - first)])
+
+    def _buffer(self, length: int) -> memoryview:
+        """Return aligned memory that is this thread's own until it asks again."""
+        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, length))
+        return buffer[:length]
+
+    def _narrow(self, offset: int, length: int) -> tuple[int, int]:
+        """Return the first unit of a failed range that fails by itself: its offset and length.
+
+        Where none does, the medium has come round meanwhile, and the range is returned as it was.
+        """
+        low, high = offset, offset + length  # all before low can be read, low to high can't
+        while low // self._unit < (high - 1) // self._unit:
+            middle = max((low + high) // 2 // self._unit, low // self._unit + 1) * self._unit
+            if self._fails(low, middle):
+                high = middle
+            else:
+                low = middle
+        return (low, high - low) if self._fails(low, high) else (offset, length)
+
+    def _fails(self, start: int, end: int) -> bool:
+        try:
+            self._read_range(start, end - start)
+        except OSError:
+            return True
+        return False
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield a sparse file's holes; a device has none that could be asked for."""
+        end = offset + length
+        while offset < end and self._is_file:
+            data = min(self._seek(offset, os.SEEK_DATA, end), end)
+            if data > offset:
+                yield Extent(offset, data - offset, False)
+            hole = min(self._seek(data, os.SEEK_HOLE, end), end) if data < end else end
+            if hole > data:
+                yield Extent(data, hole - data, True)
+            offset = hole
+        if offset < end:
+            yield Extent(offset, end - offset, True)
+
+    def _seek(self, offset: int, whence: int, end: int) -> int:
+        """Return the next data or hole; reads don't use the cursor that this moves."""
+        try:
+            return os.lseek(self._fd, offset, whence)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return end  # nothing but a hole up to the end
+            if error.errno == errno.EINVAL and whence == os.SEEK_DATA:
+                return offset  # it knows of no holes
+            if error.errno == errno.EINVAL:
+                return end
+            raise SourceReadError(
+                error.strerror or str(error), path=self.path, offset=offset, length=end - offset
+            ) from error
