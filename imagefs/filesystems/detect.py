@@ -95,6 +95,22 @@ def recognise(reader: BlockReader) -> str | None:
     return None
 
 
+def signatures(reader: BlockReader) -> list[str]:
+    """Return the families of all file systems whose signature a volume bears; more than one is a doubt."""
+    if reader.size < _SMALLEST:
+        return []
+    found = {
+        family
+        for family, offset, magic in _SIGNATURES
+        if offset + len(magic) <= reader.size and reader.read_at(offset, len(magic)) == magic
+    }
+    if _is_ext(reader.read_at(1024, 1024)):
+        found.add("ext")
+    if _is_fat(reader.read_at(0, 512)):
+        found.add("FAT")
+    return sorted(found)
+
+
 def _is_ext(block: bytes) -> bool:
     """Whether this is an ext superblock: its magic has two bytes only, so its sizes must make sense."""
     inodes, blocks = struct.unpack_from("<II", block)

@@ -50,6 +50,7 @@ class FatFileSystem(CachedFileSystem):
         self._geometry = parse_exfat_boot(sector) if is_exfat else parse_fat_boot(sector)
         self.kind = self._geometry.kind
         self.block_size = self._geometry.cluster_size
+        self._root_node = Node(True, self._geometry.root_cluster, 0, 0, True, 0, 0, 0)
         if not any(self._piece(0)[:2]):
             raise DamagedError(f"{self.kind}: its FAT is empty")
         root = self._directory(ROOT)
@@ -70,6 +71,33 @@ class FatFileSystem(CachedFileSystem):
         if node.is_directory:
             raise is_a_directory(str(inode))
         return self._data(node, node.size, f"file {inode}")
+
+    def root_content(self) -> bytes:
+        """Return the root directory's bytes; an exFAT names its own files there."""
+        root = self._directory(ROOT)
+        return root.read_at(0, root.size)
+
+    def system_file(self, first_cluster: int, size: int, what: str) -> RunsReader:
+        """Return what the root directory of an exFAT names without a file's entries, by its chain."""
+        return self._data(Node(False, first_cluster, size, size, True, 0, 0, 0), size, what)
+
+    def system_places(self, first_cluster: int, size: int, what: str) -> list[Run]:
+        """Return where the clusters of a ``system_file`` lie, in order."""
+        return self._clusters(Node(False, first_cluster, size, size, True, 0, 0, 0), size, what)
+
+    def places(self, inode: int) -> list[Run]:
+        """Return where the clusters of a file or directory lie, in order; of a file those its size needs.
+
+        Raises DamagedError where that is not told without a contradiction.
+        """
+        what = f"inode {inode}"
+        if inode == ROOT and not self._geometry.root_cluster:
+            return []
+        node = self._root_node if inode == ROOT else self._node(inode)
+        if node.is_directory and (inode == ROOT or not self._is_exfat):
+            limit = _LARGEST_EXFAT if self._is_exfat else _LARGEST_FAT
+            return self._chain(node.first_cluster, None, limit // self.block_size + 1, what)
+        return self._clusters(node, node.size, what)
 
     def close(self) -> None:
         """Forget the caches."""
@@ -150,8 +178,7 @@ class FatFileSystem(CachedFileSystem):
         if inode == ROOT and not geometry.root_cluster:
             size = geometry.cluster_start - geometry.data_start
             return RunsReader(self._reader, [Run(size, geometry.data_start)], size, name=what)
-        root = Node(True, geometry.root_cluster, 0, 0, True, 0, 0, 0)
-        node = root if inode == ROOT else self._node(inode)
+        node = self._root_node if inode == ROOT else self._node(inode)
         if node.first_cluster and self._owners.setdefault(node.first_cluster, inode) != inode:
             raise DamagedError(f"{what}: directory {self._owners[node.first_cluster]} is in the same place")
         if inode != ROOT and self._is_exfat:
@@ -164,16 +191,19 @@ class FatFileSystem(CachedFileSystem):
     # data
 
     def _data(self, node: Node, size: int, what: str) -> RunsReader:
+        runs = self._clusters(node, size, what)
+        return RunsReader(self._reader, runs, size, initialized=node.valid, name=what)
+
+    def _clusters(self, node: Node, size: int, what: str) -> list[Run]:
+        """Return the places of the clusters that ``size`` bytes of a node take."""
         if not size:
-            return RunsReader(self._reader, [], 0, name=what)
+            return []
         count = -(-size // self.block_size)
         if node.is_chained:
-            runs = self._chain(node.first_cluster, count, count, what)
-        elif 2 <= node.first_cluster <= self._geometry.clusters + 2 - count:
-            runs = [Run(count * self.block_size, self._place(node.first_cluster))]
-        else:
-            raise DamagedError(f"{what}: clusters {node.first_cluster}+{count} are outside the volume")
-        return RunsReader(self._reader, runs, size, initialized=node.valid, name=what)
+            return self._chain(node.first_cluster, count, count, what)
+        if 2 <= node.first_cluster <= self._geometry.clusters + 2 - count:
+            return [Run(count * self.block_size, self._place(node.first_cluster))]
+        raise DamagedError(f"{what}: clusters {node.first_cluster}+{count} are outside the volume")
 
     def _place(self, cluster: int) -> int:
         return self._geometry.cluster_start + (cluster - 2) * self.block_size

@@ -54,6 +54,7 @@ class AttributeType(IntEnum):
     ATTRIBUTE_LIST = 0x20
     FILE_NAME = 0x30
     VOLUME_NAME = 0x60
+    VOLUME_INFORMATION = 0x70
     DATA = 0x80
     INDEX_ROOT = 0x90
     INDEX_ALLOCATION = 0xA0
