@@ -132,7 +132,7 @@ class MasterFileTable:
         if extents[0].value is not None:
             return BytesReader(extents[0].value)
         size, initialized = extents[0].size, extents[0].initialized
-        runs = self.runs(extents, what)
+        runs = self._runs(extents, what)
         return RunsReader(self._volume, runs, size, initialized=initialized, name=what)
 
     def small_value(self, extents: Sequence[Attribute], limit: int, what: str) -> bytes:
@@ -147,6 +147,9 @@ class MasterFileTable:
 
         Raises DamagedError where a part of them is not told, or can't be read.
         """
+        return self._runs(extents, what)
+
+    def _runs(self, extents: Iterable[Attribute], what: str) -> Iterator[Run]:
         vcn = 0
         for extent in extents:
             if extent.first_vcn != vcn or extent.value is not None:
