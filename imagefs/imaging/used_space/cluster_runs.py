@@ -21,6 +21,8 @@ def clip_and_merge(runs: Runs, start: int, end: int) -> Runs:
     """Return ascending runs that don't overlap, clipped to a window, neighbours joined."""
     clipped = np.clip(runs, start, end)
     clipped = clipped[clipped[:, 0] < clipped[:, 1]]
+    if not len(clipped):
+        return NO_RUNS
     is_edge = np.concatenate([[True], clipped[1:, 0] != clipped[:-1, 1], [True]])
     return np.stack([clipped[is_edge[:-1], 0], clipped[is_edge[1:], 1]], axis=1)
 
