@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from imagefs.cli import cat, cp, info, ls, mount, points, umount, verify
+from imagefs.cli import backup, cat, cp, info, ls, mount, points, umount, verify
 from imagefs.cli.common import (
     ExitCode,
     OutputClosedError,
@@ -30,12 +30,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look into disk-image backups: disks, partitions and files at every point in time they hold.\n\n"
+    help="Make disk-image backups, and look into them: disks, partitions, files at every point in time.\n\n"
     "Exit codes: 0 done · 1 verification failed · 2 usage · 3 not an image, unsupported or damaged ·"
     " 4 set incomplete · 5 password missing or wrong · 6 target refused · 7 input/output error ·"
     " 130 interrupted.",
 )
-for module in (info, points, ls, cat, cp, mount, umount, verify):
+for module in (info, points, ls, cat, cp, mount, umount, verify, backup):
     name = module.__name__.rpartition(".")[2]
     app.command(name)(getattr(module, name))
 

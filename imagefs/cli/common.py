@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +96,13 @@ def write_output(data: bytes) -> None:
     """
     with _named_output():
         sys.stdout.buffer.write(data)
+
+
+def write_errors(text: str) -> None:
+    """Write to standard error as it is; whoever closed it wants to know nothing."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def flush_output() -> None:

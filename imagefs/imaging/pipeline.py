@@ -1,0 +1,292 @@
+"""Read, hash, compare, compress, encrypt: what happens to blocks between the source and the image.
+
+Tasks of up to ``TASK_BLOCKS`` blocks run on all cores; their results come back in order. Memory is bounded
+by the tasks in flight, ``2 * workers + 4``, each with at most 1 MiB of plain and as much of stored blocks
+(where blocks are 64 KiB): 16 MiB on two cores, 136 MiB on 32, which is the most that is used.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.blockreader import BlockReader
+from formats.errors import ReadError
+from formats.mrimgx.index import ResolvedIndex, stored
+from imagefs.imaging.errors import SourceReadError
+
+MOST_WORKERS = 32
+TASK_BLOCKS = 16
+_WINDOW = 1024  # blocks whose state is looked at together: 64 MiB as a rule
+Runs = npt.NDArray[np.int64]  # (n, 2): start and end of each
+Encode = Callable[[memoryview, int, int, int], bytes]  # plain bytes, disk, partition, block -> stored bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlockArray:
+    """One array of blocks to be imaged: a partition's reserved sectors, or what follows them."""
+
+    name: str  # "disk0/p1", for messages
+    place: tuple[int, int]  # disk and partition, by their positions in the image
+    is_reserved: bool
+    disk_number: int
+    partition_number: int
+    reader: BlockReader  # the partition's bytes
+    start: int  # of block 0 in the reader
+    size: int  # bytes that the blocks cover; the last one may be short
+    block_size: int
+    used: Callable[[int, int], Runs] | None = None  # which bytes of a range of the reader hold anything
+    parent: ResolvedIndex | None = None  # what the blocks were before; reserved sectors have none
+
+    @property
+    def count(self) -> int:
+        """The number of blocks."""
+        return -(-self.size // self.block_size)
+
+
+class Encoded(NamedTuple):
+    """A block that goes into the image; ``stored`` is empty for one that became free."""
+
+    block: int
+    md5: bytes
+    stored: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Blocks to be read together, and what is known of them. ``end`` is where the next task begins."""
+
+    array: int
+    end: int
+    runs: tuple[tuple[int, int], ...]  # (first block, number of blocks), ascending
+    gaps: tuple[tuple[int, int], ...]  # free bytes of the reader inside these blocks: they become zeros
+    known: dict[int, bytes]  # the MD5 that a block had before
+    freed: tuple[int, ...]  # blocks that were stored before and hold nothing now
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a task."""
+
+    task: Task
+    blocks: tuple[Encoded, ...]  # ascending, without those that are as before
+    unchanged: int
+    bytes_read: int
+    unreadable: tuple[tuple[int, int], ...] = ()  # (offset in the partition, length), read as zeros
+
+
+def workers() -> int:
+    """Return how many threads encode: as many as this process may use cores."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        count = os.cpu_count() or 2
+    return min(count, MOST_WORKERS)
+
+
+def used_blocks(array: BlockArray, first: int, end: int) -> tuple[npt.NDArray[np.bool_], Runs]:
+    """Return which blocks of a range hold anything, and the used runs in them (bytes of the reader)."""
+    low = array.start + first * array.block_size
+    high = min(array.start + end * array.block_size, array.start + array.size)
+    if array.used is None:
+        return np.ones(end - first, np.bool_), np.array([[low, high]], np.int64)
+    runs = array.used(low, high - low)
+    steps = np.zeros(end - first + 1, np.int64)
+    np.add.at(steps, (runs[:, 0] - low) // array.block_size, 1)
+    np.add.at(steps, -((low - runs[:, 1]) // array.block_size), -1)
+    return np.cumsum(steps)[:-1] > 0, runs
+
+
+def count_used(arrays: Sequence[BlockArray]) -> list[int]:
+    """Return how many blocks of each array hold anything."""
+    counts = []
+    for array in arrays:
+        windows = ((at, min(at + _WINDOW, array.count)) for at in range(0, array.count, _WINDOW))
+        counts.append(sum(int(np.count_nonzero(used_blocks(array, *window)[0])) for window in windows))
+    return counts
+
+
+def plan_tasks(arrays: Sequence[BlockArray], start: tuple[int, int] = (0, 0)) -> Iterator[Task]:
+    """Yield the tasks from a place on: (array, block)."""
+    for number in range(start[0], len(arrays)):
+        array = arrays[number]
+        first = start[1] if number == start[0] else 0
+        for at in range(first, array.count, _WINDOW):
+            yield from _plan_window(array, number, at, min(at + _WINDOW, array.count))
+
+
+def _plan_window(array: BlockArray, number: int, first: int, end: int) -> Iterator[Task]:
+    states, runs = used_blocks(array, first, end)
+    rows = np.flatnonzero(states)
+    before = None
+    freed: npt.NDArray[np.intp] = np.empty(0, np.intp)
+    if array.parent is not None:
+        elements = array.parent.elements(first, end)
+        before = stored(elements)
+        freed = np.flatnonzero(before & ~states)
+        hashes = elements["md5"].tobytes()
+    if not len(rows):
+        if len(freed):
+            yield Task(number, end, (), (), {}, tuple((freed + first).tolist()))
+        return
+    for group in range(0, len(rows), TASK_BLOCKS):
+        mine = rows[group : group + TASK_BLOCKS]
+        is_last = group + TASK_BLOCKS >= len(rows)
+        low, stop = int(mine[0]) if group else 0, end - first if is_last else int(rows[group + TASK_BLOCKS])
+        breaks = np.flatnonzero(np.diff(mine) != 1) + 1
+        firsts, counts = mine[[0, *breaks]], np.diff([0, *breaks, len(mine)])
+        known = {}
+        if before is not None:
+            known = {row + first: hashes[16 * row : 16 * row + 16] for row in mine.tolist() if before[row]}
+        yield Task(
+            array=number,
+            end=first + stop,
+            runs=tuple(zip((firsts + first).tolist(), counts.tolist(), strict=True)),
+            gaps=_gaps(array, runs, first + int(mine[0]), first + int(mine[-1]) + 1),
+            known=known,
+            freed=tuple((freed[(freed >= low) & (freed < stop)] + first).tolist()),
+        )
+
+
+def _gaps(array: BlockArray, runs: Runs, first: int, end: int) -> tuple[tuple[int, int], ...]:
+    """Return the free bytes between the first and the end of some blocks."""
+    low = array.start + first * array.block_size
+    high = min(array.start + end * array.block_size, array.start + array.size)
+    top = int(np.searchsorted(runs[:, 1], low, "right"))
+    bottom = int(np.searchsorted(runs[:, 0], high, "left"))
+    if bottom - top == 1 and runs[top, 0] <= low and runs[top, 1] >= high:
+        return ()
+    edges = [low, *runs[top:bottom].ravel().tolist(), high]
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return tuple((start, stop) for start, stop in pairs if start < stop)
+
+
+class Encoder:
+    """Does a task. Safe from several threads."""
+
+    def __init__(
+        self,
+        arrays: Sequence[BlockArray],
+        encode: Encode | None,
+        *,
+        tag: Callable[[bytes], bytes] = lambda _: b"",
+        skip_bad: bool = False,
+    ) -> None:
+        self._arrays = arrays
+        self._encode = encode  # None: hashes alone
+        self._tag = tag
+        self._skip_bad = skip_bad
+
+    def __call__(self, task: Task) -> Result:
+        """Read a task's blocks and encode those that are not as before.
+
+        Raises SourceReadError where the source can't be read, unless bad ranges are to be skipped.
+        """
+        array = self._arrays[task.array]
+        encoded = [Encoded(block, bytes(16), b"", b"") for block in task.freed]
+        unreadable: list[tuple[int, int]] = []
+        total = unchanged = 0
+        for first, count in task.runs:
+            data = self._read(array, first, count, task.gaps, unreadable)
+            total += len(data)
+            view = memoryview(data)
+            for block in range(first, first + count):
+                at = (block - first) * array.block_size
+                plain = view[at : at + array.block_size]
+                md5 = hashlib.md5(plain, usedforsecurity=False).digest()
+                if task.known.get(block) == md5:
+                    unchanged += 1
+                elif self._encode is None:
+                    encoded.append(Encoded(block, md5, b"", b""))
+                else:
+                    kept = self._encode(plain, array.disk_number, array.partition_number, block)
+                    encoded.append(Encoded(block, md5, kept, self._tag(kept)))
+        if task.freed:
+            encoded.sort()
+        return Result(task, tuple(encoded), unchanged, total, tuple(unreadable))
+
+    def _read(
+        self,
+        array: BlockArray,
+        first: int,
+        count: int,
+        gaps: Sequence[tuple[int, int]],
+        unreadable: list[tuple[int, int]],
+    ) -> bytes | bytearray:
+        """Return the bytes of some blocks, free ones as zeros."""
+        offset = array.start + first * array.block_size
+        length = min(count * array.block_size, array.start + array.size - offset)
+        data: bytes | bytearray
+        try:
+            data = array.reader.read_at(offset, length)
+        except (ReadError, SourceReadError) as error:
+            data = self._read_what_can_be(array, offset, length, gaps, unreadable, error)
+        inside = [(max(low, offset), min(high, offset + length)) for low, high in gaps]
+        inside = [(low - offset, high - offset) for low, high in inside if low < high]
+        if inside:
+            data = bytearray(data)
+            for low, high in inside:
+                data[low:high] = bytes(high - low)
+        return data
+
+    def _read_what_can_be(
+        self,
+        array: BlockArray,
+        offset: int,
+        length: int,
+        gaps: Sequence[tuple[int, int]],
+        unreadable: list[tuple[int, int]],
+        error: Exception,
+    ) -> bytearray:
+        """Read sector by sector what could not be read at once; what is free need not be readable."""
+        data = bytearray(length)
+        bad: list[tuple[int, int]] = []
+        step = _SECTOR
+        for at in range(offset, offset + length, step):
+            size = min(step, offset + length - at)
+            if any(low <= at and at + size <= high for low, high in gaps):
+                continue
+            try:
+                data[at - offset : at - offset + size] = array.reader.read_at(at, size)
+            except (ReadError, SourceReadError):
+                if bad and sum(bad[-1]) == at:
+                    bad[-1] = (bad[-1][0], bad[-1][1] + size)
+                else:
+                    bad.append((at, size))
+        if bad and not self._skip_bad:
+            start, end = bad[0][0], sum(bad[-1])
+            raise SourceReadError(
+                f"{array.name} can't be read at {start}+{end - start}: {getattr(error, 'what', error)}",
+                path=getattr(error, "path", None),
+                offset=start,
+                length=end - start,
+                hint="--skip-bad images the rest and records what is lost",
+            ) from error
+        unreadable += bad
+        return data
+
+
+_SECTOR = 512  # bytes; what is tried by itself where a longer read fails
+
+
+def in_order(encoder: Callable[[Task], Result], tasks: Iterator[Task], threads: int) -> Iterator[Result]:
+    """Yield the results of tasks in their order, with a bounded number of them in flight."""
+    limit = 2 * threads + 4
+    running: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, "imaging")
+    try:
+        for task in tasks:
+            running.append(pool.submit(encoder, task))
+            if len(running) >= limit:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,173 @@
+"""Where stored blocks go: the data parts of an image that is being written."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from imagefs.imaging.errors import TargetWriteError
+from imagefs.imaging.mounts import read_mounts
+
+# What may pass by itself: a network that is away for a moment, a drive that wakes up.
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EINTR", "EIO", "ETIMEDOUT", "ESTALE", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN",
+        "ENETUNREACH", "ENETRESET", "ECONNRESET", "ENOTCONN", "EBUSY", "ENOBUFS",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+_MOST_BUFFERS = 1024  # of one call
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a write that failed is tried again, and the wait before the first time, which doubles."""
+
+    count: int = 5
+    seconds: float = 1.0
+
+
+LARGEST_FAT_FILE = 4 * 1024 * 1024 * 1024 - 4096  # bytes, a multiple of every sector
+
+
+def largest_file(folder: Path) -> int | None:
+    """Return the bytes that a file in a folder may have, None where only the space limits it."""
+    try:
+        device = folder.stat().st_dev
+        mounts = read_mounts(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    except OSError:
+        return None  # not Linux: a file that becomes too large is an error that names --split
+    number = os.major(device), os.minor(device)
+    kinds = {mount.file_system for mount in mounts if mount.number == number}
+    return LARGEST_FAT_FILE if kinds & {"vfat", "msdos", "fuse.fusefat"} else None
+
+
+def write_error(error: OSError, path: Path) -> TargetWriteError:
+    """Return what an OSError of the target means."""
+    hint = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room, then go on with --resume"
+    elif error.errno == errno.EFBIG:
+        hint = "the file system takes no file of this size: --split makes smaller ones"
+    return TargetWriteError(error.strerror or str(error), path=path, hint=hint)
+
+
+class Parts:
+    """The data of an image, in one file or, where ``limit`` bytes are not enough, in several.
+
+    Part i is ``folder/data-i``; what it holds gets the file number ``first_number + i``. Blocks are appended
+    without gaps. Nothing is durable before ``sync``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first_number: int,
+        limit: int | None,
+        retries: Retries,
+        lengths: Sequence[int] = (),
+        *,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.folder = folder
+        self.first_number = first_number
+        self.lengths = list(lengths) or [0]  # bytes of data in each part
+        self._limit = limit
+        self._retries = retries
+        self._wait = wait
+        self._fd = -1
+        self._open()
+
+    def path(self, part: int) -> Path:
+        """Return a part's file."""
+        return self.folder / f"data-{part}"
+
+    @property
+    def number(self) -> int:
+        """The file number of the part that is being written."""
+        return self.first_number + len(self.lengths) - 1
+
+    @property
+    def stored(self) -> int:
+        """The bytes in all parts."""
+        return sum(self.lengths)
+
+    def append(self, blocks: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Write blocks; return the file number and the position of each. Raises TargetWriteError."""
+        places: list[tuple[int, int]] = []
+        while len(places) < len(blocks):
+            start = position = self.lengths[-1]
+            first = len(places)
+            for block in blocks[first : first + _MOST_BUFFERS]:
+                if self._limit is not None and position and position + len(block) > self._limit:
+                    break
+                places.append((self.number, position))
+                position += len(block)
+            fitting = blocks[first : len(places)]
+            if fitting:
+                self._write(fitting, start, position - start)
+                self.lengths[-1] = position
+            if len(fitting) < len(blocks[first : first + _MOST_BUFFERS]):
+                self.next_part()
+        return places
+
+    def next_part(self) -> None:
+        """Close the part that is being written and begin another."""
+        self.sync()
+        self.lengths.append(0)
+        self.close()
+        self._open()
+
+    def sync(self) -> None:
+        """Make what was written durable.
+
+        A failure is final: what the system then holds of the data is unknown, so the run must not go on.
+        """
+        try:
+            os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+        except OSError as error:
+            raise write_error(error, self.path(len(self.lengths) - 1)) from error
+
+    def close(self) -> None:
+        """Close the part that is being written."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        path = self.path(len(self.lengths) - 1)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            os.ftruncate(self._fd, self.lengths[-1])
+        except OSError as error:
+            raise write_error(error, path) from error
+
+    def _write(self, blocks: Sequence[bytes], position: int, length: int) -> None:
+        """Write at a position, and again where that failed: the same bytes at the same place do no harm."""
+        tries, wait = self._retries.count, self._retries.seconds
+        while True:
+            try:
+                self._write_once(blocks, position, length)
+                return
+            except OSError as error:
+                if error.errno not in _TRANSIENT or tries <= 0:
+                    raise write_error(error, self.path(len(self.lengths) - 1)) from error
+            self._wait(wait)
+            tries, wait = tries - 1, wait * 2
+
+    def _write_once(self, blocks: Sequence[bytes], position: int, length: int) -> None:
+        written = os.pwritev(self._fd, blocks, position)
+        if written < length:
+            rest = memoryview(b"".join(blocks))
+            while written < length:
+                written += os.pwrite(self._fd, rest[written:], position + written)
