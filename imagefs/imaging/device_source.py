@@ -53,12 +53,8 @@ def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
 
     opened = OpenedDevice("disk" if named.partition is None else "partition", disk_of(raw))
     _warn_cached(wanted, raw, opened.warnings)
-    try:
-        uses = Uses()
-    except RefusedError as error:
-        if not wanted.live:
-            raise
-        opened.warnings.append(str(error.what))
+    uses = find_uses(wanted, opened.warnings)
+    if uses is None:
         return opened
     found_uses = uses.of_device(device, opened.disk.spans)
     written = [use for use in found_uses if use.writable]
@@ -142,11 +138,22 @@ def _take_snapshot(
     return taken
 
 
+def find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
+    """Return what uses the machine's devices; None, and a warning, where that can't be told and may be."""
+    try:
+        return Uses()
+    except RefusedError as error:
+        if not wanted.live:
+            raise
+        warnings.append(f"{error.path}: {error.what}; the image may be inconsistent")
+        return None
+
+
 def live_or_refused(wanted: Wanted, written: Sequence[Use]) -> list[str]:
     """Return the warnings for a source that is written meanwhile, or raise RefusedError."""
     use = written[0]
     names = {str(wanted.path), str(use.device.node)}
-    which = "it is" if len(names) == 1 else f"{use.device.node}, which it holds, is"
+    which = "is" if len(names) == 1 else f"{use.device.node}, which it holds, is"
     if wanted.live:
         return [f"{wanted.path}: {which} {use.how}; the image may be inconsistent"]
     mounted = f"umount {use.mountpoint}" if use.mountpoint else f"swapoff {use.device.node}"

@@ -25,7 +25,7 @@ _BLKFLSBUF = 0x1261  # <linux/fs.h>
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
 _LOOP_GET_STATUS64 = 0x4C05  # <linux/loop.h>
-_LOOP_STATUS_SIZE = 232  # bytes of struct loop_info64; lo_device, lo_inode, lo_rdevice come first
+_LOOP_STATUS_SIZE = 232  # bytes of struct loop_info64; lo_device, lo_inode, lo_rdevice, lo_offset come first
 _SYSFS_SECTOR = 512
 _NEVER_DISKS = re.compile(r"(ram|zram|fd|sr|nbd)\d")
 
@@ -145,7 +145,7 @@ def whole_devices() -> list[BlockDevice]:
                 found.append(device)
 
     def order(device: BlockDevice) -> tuple[bool, list[tuple[int, str]]]:
-        pieces = [piece.lstrip("0") for piece in re.findall(r"\d+|\D+", device.name)]
+        pieces = re.findall(r"^(?:sd|hd|vd|xvd)|\d+|\D+", device.name)
         return not (device.folder / "device").exists(), [(len(piece), piece) for piece in pieces]
 
     return sorted(found, key=order)
@@ -164,6 +164,7 @@ class Backing:
 
     file: tuple[int, int]  # st_dev, st_ino
     device: tuple[int, int] | None  # major, minor
+    offset: int  # bytes into it where the loop device starts
 
 
 def backing_of(loop: BlockDevice, path: str) -> Backing | None:
@@ -174,8 +175,8 @@ def backing_of(loop: BlockDevice, path: str) -> Backing | None:
             status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_STATUS_SIZE))
         finally:
             os.close(fd)
-        device, inode, rdevice = struct.unpack_from("=QQQ", status)
-        return Backing((device, inode), split_number(rdevice) if rdevice else None)
+        device, inode, rdevice, offset = struct.unpack_from("=QQQQ", status)
+        return Backing((device, inode), split_number(rdevice) if rdevice else None, offset)
     except (OSError, SourceReadError):
         pass  # no right to open it: its name is what is left
     try:
@@ -183,7 +184,7 @@ def backing_of(loop: BlockDevice, path: str) -> Backing | None:
     except OSError:
         return None
     number = split_number(found.st_rdev) if stat.S_ISBLK(found.st_mode) else None
-    return Backing((found.st_dev, found.st_ino), number)
+    return Backing((found.st_dev, found.st_ino), number, int(loop.attribute("loop/offset") or 0))
 
 
 # --- Opening ---

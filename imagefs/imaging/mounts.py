@@ -17,7 +17,7 @@ from imagefs.imaging.errors import RefusedError
 PROC = Path("/proc")
 
 Number = tuple[int, int]  # major, minor
-Span = tuple[int, int]  # offset and end on a disk, bytes
+Spans = Sequence[tuple[int, int]] | None  # starts and ends on a disk, bytes; None: all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +112,31 @@ class Uses:
                     found.setdefault(self._btrfs[number], []).append(mount)
         return found
 
-    def of_device(self, device: BlockDevice, spans: Sequence[Span] | None = None) -> list[Use]:
+    def of_device(self, device: BlockDevice, spans: Spans = None) -> list[Use]:
         """Return the uses of a device and of all that is stacked upon it.
 
         ``spans`` are the ranges of a whole disk that matter: partitions outside of them don't.
         """
         return [use for one in self.stack(device, spans) for use in self._direct(one)]
 
-    def of_file(self, file: tuple[int, int], spans: Sequence[Span] | None = None) -> list[Use]:
+    def of_file(self, file: tuple[int, int], spans: Spans = None) -> list[Use]:
         """Return the uses of a disk file (st_dev, st_ino) through loop devices."""
-        loops = [loop for loop, backing in self._loops if backing.device is None and backing.file == file]
-        return [use for loop in loops for use in self.of_device(loop, spans)]
+        backed = [item for item in self._loops if item[1].device is None and item[1].file == file]
+        return [use for loop, part in _inside(backed, spans) for use in self.of_device(loop, part)]
 
-    def stack(self, device: BlockDevice, spans: Sequence[Span] | None = None) -> Iterator[BlockDevice]:
+    def stack(self, device: BlockDevice, spans: Spans = None) -> Iterator[BlockDevice]:
         """Yield a device, and every one that its bytes can be written through, once each."""
         seen: set[Number] = set()
-        waiting = [device]
+        waiting: list[tuple[BlockDevice, Spans]] = [(device, spans)]
         while waiting:
-            one = waiting.pop()
+            one, ranges = waiting.pop()
             if one.number in seen:
                 continue
             seen.add(one.number)
             yield one
-            ranges = spans if one is device else None
-            waiting += [part for part in one.partitions() if touches(part, ranges)]
-            waiting += one.holders()
-            waiting += [loop for loop, backing in self._loops if backing.device == one.number]
+            waiting += [(part, None) for part in one.partitions() if _touches(part.start, part.size, ranges)]
+            waiting += [(holder, None) for holder in one.holders()]
+            waiting += _inside([item for item in self._loops if item[1].device == one.number], ranges)
 
     def _direct(self, device: BlockDevice) -> Iterator[Use]:
         for mount in self._mounts_by_device.get(device.number, []) or self._mounts_by_device.get(
@@ -149,10 +148,19 @@ class Uses:
             yield Use(device, "used as swap", True)
 
 
-def touches(partition: BlockDevice, spans: Iterable[Span] | None) -> bool:
-    """Tell whether a partition has bytes in one of the ranges of its disk; None are all."""
-    start, end = partition.start, partition.start + partition.size
-    return spans is None or any(start < span_end and span_start < end for span_start, span_end in spans)
+def _touches(start: int, size: int, spans: Spans) -> bool:
+    return spans is None or any(start < end and begin < start + size for begin, end in spans)
+
+
+def _inside(
+    loops: Iterable[tuple[BlockDevice, devices.Backing]], spans: Spans
+) -> list[tuple[BlockDevice, Spans]]:
+    """Return the loop devices that show some of the ranges, with the ranges as they count them."""
+    return [
+        (loop, spans and [(begin - backing.offset, end - backing.offset) for begin, end in spans])
+        for loop, backing in loops
+        if _touches(backing.offset, loop.size, spans)
+    ]
 
 
 def _text(path: Path) -> str:

@@ -18,10 +18,9 @@ from formats.container import Disk, Point
 from formats.errors import NotAnImageError
 from formats.mrimgx.points import MrimgxPoint
 from formats.partition_table import Kind, read_table
-from imagefs.imaging.device_source import live_or_refused, open_device
+from imagefs.imaging.device_source import find_uses, live_or_refused, open_device
 from imagefs.imaging.devices import UNKNOWN, Identity
 from imagefs.imaging.errors import RefusedError, SnapshotError, SourceReadError, UsageError
-from imagefs.imaging.mounts import Uses
 from imagefs.imaging.rawreader import RawReader
 from imagefs.imaging.source_disk import (
     SECTOR_SIZES,
@@ -145,7 +144,9 @@ def _open_file(wanted: Wanted, owned: ExitStack) -> Source:
         warnings.append(f"{path}: can't be read past the cache; it is read through it")
     identity = Identity(path.name, "", "", "", "")
     disk = make_disk(wanted, path.name, 0, reader, (sector_size, sector_size), identity)
-    written = [use for use in Uses().of_file((before.st_dev, before.st_ino), disk.spans) if use.writable]
+    uses = find_uses(wanted, warnings)
+    found = uses.of_file((before.st_dev, before.st_ino), disk.spans) if uses is not None else []
+    written = [use for use in found if use.writable]
     if written:
         warnings += live_or_refused(wanted, written)
 
