@@ -5,8 +5,9 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from imagefs.imaging.plan import Plan, make_plan
 from imagefs.imaging.run import Keys, Run
 from imagefs.imaging.sources import Source, open_source
 from imagefs.imaging.target import largest_file, write_error
-from imagefs.imaging.unfinished import SUFFIX, State, Unfinished, find_unfinished
+from imagefs.imaging.unfinished import SUFFIX, State, Unfinished, find_unfinished, is_unfinished
 from imagefs.verify import check_all
 
 
@@ -61,7 +62,8 @@ def backup(
             raise write_error(error, target) from error
         _refuse_unfinished(target, opened.path, plan, listener)
         run, parent = _begin(target, opened, plan, options, password, owned, listener)
-        return _Job(run, opened, plan, parent, options, password, listener).do()
+        with _naming(run, listener):
+            return _Job(run, opened, plan, parent, options, password, listener).do()
 
 
 def resume(
@@ -75,19 +77,21 @@ def resume(
     listener = listener or Listener()
     run = Unfinished.open(_the_unfinished(Path(folder)))
     with ExitStack() as owned:
+        image_id = str(run.job["image_id"])
+        owned.enter_context(SetLock(run.folder.parent, image_id))
+        run = Unfinished.open(run.folder)  # as it is now that nobody else writes
+        owned.enter_context(_naming(run, listener))
+        if run.state.moves:
+            return _report(run, run.move_into_set(), 0.0)
         try:
             options = BackupOptions.of(run.job["options"])
-            source, image_id = Path(run.job["source"]), str(run.job["image_id"])
-            fingerprint = run.job["fingerprint"]
         except (KeyError, TypeError, ImagingError) as error:
             raise RefusedError(
                 f"its job is damaged ({error!r})", path=run.folder, hint="--discard drops it"
             ) from error
-        owned.enter_context(SetLock(run.folder.parent, image_id))
-        if run.state.moves:
-            return _report(run, run.move_into_set(), 0.0)
+        source, fingerprint = Path(run.job["source"]), run.job["fingerprint"]
         opened = _open(source, options, source_password, owned)
-        plan = _plan(opened, options, listener).numbered(run.job["disk_numbers"])
+        plan = _plan(opened, options, listener)
         if plan.fingerprint() != fingerprint:
             raise RefusedError(
                 "its partitions are no longer those of the unfinished backup",
@@ -103,24 +107,32 @@ def resume(
 
 def discard(folder: str | os.PathLike[str]) -> Path:
     """Drop the unfinished backup in a folder; returns what was removed. The set stays as it is."""
-    run = _the_unfinished(Path(folder))
-    image_id = run.name[:16]
-    with SetLock(run.parent, image_id):
-        Unfinished(run, {}, Unfinished.open(run).state).drop() if (run / "state.json").exists() else _drop(
-            run
-        )
-    return run
+    path = _the_unfinished(Path(folder))
+    with SetLock(path.parent, path.name[:16]):
+        run = Unfinished(path, {}, State())
+        with suppress(RefusedError):  # a job that is damaged can be dropped as well
+            run = Unfinished.open(path)
+        run.take_back()
+        run.drop()
+    return path
 
 
-def _drop(folder: Path) -> None:
-
-    Unfinished(folder, {}, State()).drop()
+@contextmanager
+def _naming(run: Unfinished, listener: Listener) -> Iterator[None]:
+    """Name what can be gone on with, whatever ends the run before it is complete."""
+    try:
+        yield
+    except BaseException:
+        if not run.is_empty:
+            listener.say(f"unfinished, to be gone on with: imagefs backup --resume {run.folder}")
+        raise
 
 
 def _the_unfinished(folder: Path) -> Path:
     """Return the one unfinished backup that a path names or contains."""
-    is_one = folder.name.endswith(SUFFIX) and folder.is_dir()
-    found = [folder] if is_one else find_unfinished(folder)
+    found = [folder] if is_unfinished(folder.absolute()) else find_unfinished(folder)
+    if len(found) > 1:  # what an interrupted removal left is none
+        found = [path for path in found if (path / "state.json").exists()]
     if not found:
         raise UsageError("there is no unfinished backup", path=folder)
     if len(found) > 1:
@@ -158,20 +170,37 @@ def _refuse_unfinished(folder: Path, source: Path, plan: Plan, listener: Listene
         try:
             run = Unfinished.open(path)
         except RefusedError:
-            continue  # of an interrupted start or removal: it holds nothing
-        if run.state.moves:
-            with SetLock(folder, str(run.job["image_id"])):
-                for done in run.move_into_set():
-                    listener.say(f"completed {done}, which an interruption had left without its name")
-        elif (
-            run.job.get("source") == str(source.absolute())
-            or run.job.get("fingerprint") == plan.fingerprint()
-        ):
-            raise RefusedError(
-                "an unfinished backup of this source is here",
-                path=path,
-                hint="--resume goes on with it, --discard drops it",
-            )
+            _sweep(path)
+            continue
+        is_same = run.job["source"] == str(source.absolute()) or run.job["fingerprint"] == plan.fingerprint()
+        try:
+            with SetLock(folder, run.job["image_id"]):
+                if path.exists():  # else it was completed meanwhile
+                    _complete(Unfinished.open(path), listener, is_same=is_same)
+        except RefusedError as error:
+            if is_same:
+                raise
+            listener.say(str(error))
+
+
+def _complete(run: Unfinished, listener: Listener, *, is_same: bool) -> None:
+    if run.state.moves:
+        for done in run.move_into_set():
+            listener.say(f"completed {done}, which an interruption had left without its name")
+    elif is_same:
+        raise RefusedError(
+            "an unfinished backup of this source is here",
+            path=run.folder,
+            hint="--resume goes on with it, --discard drops it",
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an interrupted start or removal has left, which holds nothing; not what is damaged."""
+    run = Unfinished(folder, {}, State())
+    with suppress(RefusedError), SetLock(folder.parent, folder.name[:16]):
+        if folder.exists() and run.is_empty:
+            run.drop()
 
 
 def _begin(
@@ -361,22 +390,15 @@ class _Job:
     def do(self) -> BackupReport:
         """Store, complete, verify, and let the set have it."""
         start = time.monotonic()
-        try:
-            self._run.store()
-            self._source.check()
-            files = self._run.finish(self._own())
-            if self._options.verify:
-                self._verify(len(files))
-            state = self._unfinished.state
-            state.moves = [(f"data-{part}", Path(file.path).name) for part, file in enumerate(files)]
-            self._unfinished.save()
-            paths = self._unfinished.move_into_set()
-        except (ImagingError, KeyboardInterrupt):
-            if self._unfinished.folder.exists():
-                self._listener.say(
-                    f"unfinished, to be gone on with: imagefs backup --resume {self._unfinished.folder}"
-                )
-            raise
+        self._run.store()
+        self._source.check()
+        files = self._run.finish(self._own())
+        if self._options.verify:
+            self._verify(len(files))
+        moves = [(f"data-{part}", Path(file.path).name) for part, file in enumerate(files)]
+        self._unfinished.state = replace(self._unfinished.state, moves=moves)
+        self._unfinished.save()
+        paths = self._unfinished.move_into_set()
         report = _report(self._unfinished, paths, time.monotonic() - start)
         report.left_out = self._plan.left_out
         report.warnings = [*self._source.warnings, *self._plan.warnings]
@@ -388,9 +410,8 @@ class _Job:
         if self._options.exclude:
             own["excluded"] = list(self._options.exclude)
             own["left_out"] = self._plan.left_out[:_MOST_LEFT_OUT]
-        unreadable = self._unfinished.state.unreadable
-        if unreadable:
-            own["unreadable"] = _unreadable(self._plan, unreadable)
+        if self._unfinished.state.unreadable:
+            own["unreadable"] = _unreadable(self._unfinished.state)
         return own
 
     def _verify(self, parts: int) -> None:
@@ -422,12 +443,11 @@ class _Job:
 _MOST_LEFT_OUT = 500  # names; the patterns tell the rest
 
 
-def _unreadable(plan: Plan, ranges: list[tuple[int, int, int]]) -> list[dict[str, int]]:
+def _unreadable(state: State) -> list[dict[str, int]]:
     """Return the unreadable ranges as they are recorded; offsets are bytes from the partition's start."""
-    places = [array.place for array in plan.arrays()]
     return [
-        {"disk": places[array][0], "partition": places[array][1], "offset": offset, "length": length}
-        for array, offset, length in ranges
+        {"disk": disk, "partition": partition, "offset": offset, "length": length}
+        for disk, partition, offset, length in state.unreadable
     ]
 
 
@@ -487,4 +507,5 @@ def _report(run: Unfinished, paths: list[Path], seconds: float) -> BackupReport:
         bytes_read=counts.get("read", 0),
         bytes_stored=sum(path.stat().st_size for path in paths),
         seconds=seconds,
+        unreadable=_unreadable(run.state),
     )

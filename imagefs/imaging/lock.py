@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ try:
 except ImportError:  # Windows: the file's own word decides
     fcntl = None  # type: ignore[assignment]
 
+_SETTLE_SECONDS = 0.2  # in which another's word would be there, where the system has no locks
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -72,6 +74,11 @@ class SetLock:
             os.fsync(fd)
         except OSError as error:
             raise write_error(error, self.path) from error
+        if not locked:
+            time.sleep(_SETTLE_SECONDS)
+            holder = _read(fd)
+            if holder != _self():
+                raise self._refused(holder)
         return True
 
     def _refused(self, holder: dict[str, Any]) -> RefusedError:
@@ -83,7 +90,8 @@ class SetLock:
     def __exit__(self, *_: object) -> None:
         """Release the lock."""
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if os.fstat(self._fd).st_ino == self.path.stat().st_ino:  # else it was removed, and another's
+                self.path.unlink()
         os.close(self._fd)
         self._fd = -1
 

@@ -8,7 +8,7 @@ by the tasks in flight, ``2 * workers + 4``, each with at most 1 MiB of plain an
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -113,13 +113,17 @@ def count_used(arrays: Sequence[BlockArray]) -> list[int]:
     return counts
 
 
-def plan_tasks(arrays: Sequence[BlockArray], start: tuple[int, int] = (0, 0)) -> Iterator[Task]:
-    """Yield the tasks from a place on: (array, block)."""
+def plan_tasks(
+    arrays: Sequence[BlockArray], start: tuple[int, int] = (0, 0), stop: tuple[int, int] | None = None
+) -> Iterator[Task]:
+    """Yield the tasks from a place on, and up to another one: (array, block)."""
     for number in range(start[0], len(arrays)):
         array = arrays[number]
-        first = start[1] if number == start[0] else 0
-        for at in range(first, array.count, _WINDOW):
-            yield from _plan_window(array, number, at, min(at + _WINDOW, array.count))
+        first, end = start[1] if number == start[0] else 0, array.count
+        if stop is not None and number >= stop[0]:
+            end = min(end, stop[1]) if number == stop[0] else 0
+        for at in range(first, end, _WINDOW):
+            yield from _plan_window(array, number, at, min(at + _WINDOW, end))
 
 
 def _plan_window(array: BlockArray, number: int, first: int, end: int) -> Iterator[Task]:
@@ -276,7 +280,9 @@ class Encoder:
 _SECTOR = 512  # bytes; what is tried by itself where a longer read fails
 
 
-def in_order(encoder: Callable[[Task], Result], tasks: Iterator[Task], threads: int) -> Iterator[Result]:
+def in_order(
+    encoder: Callable[[Task], Result], tasks: Iterator[Task], threads: int
+) -> Generator[Result, None, None]:
     """Yield the results of tasks in their order, with a bounded number of them in flight."""
     limit = 2 * threads + 4
     running: deque[Future[Result]] = deque()

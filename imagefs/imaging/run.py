@@ -4,6 +4,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -40,7 +41,7 @@ from imagefs.imaging.pipeline import (
 )
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
-from imagefs.imaging.target import Parts, Retries, write_error
+from imagefs.imaging.target import Parts, Retries, with_retries, write_error
 from imagefs.imaging.unfinished import ElementsFile, Unfinished
 
 _RECORD = struct.Struct("<q16sIHI")  # an element of a delta index
@@ -86,6 +87,7 @@ class Run:
         self._listener = listener
         self._keys = keys
         self._limit = limit
+        self._retries = Retries(options.retries, options.retry_seconds)
         self._arrays = [
             array if array.is_reserved else replace(array, parent=parents.get(array.place))
             for array in plan.arrays()
@@ -99,10 +101,6 @@ class Run:
         self._reported = 0.0
         self._saved = time.monotonic()
 
-    @property
-    def _state_counts(self) -> dict[str, int]:
-        return self._unfinished.state.counts
-
     def store(self) -> None:
         """Store what is to be stored; the state tells how far this came, whatever ends it."""
         state, options = self._unfinished.state, self._options
@@ -114,9 +112,11 @@ class Run:
             tag=keys.authentication.block_tag if keys else lambda _: b"",
             skip_bad=options.skip_bad,
         )
-        elements = ElementsFile(self._unfinished.elements, state.elements, tagged=keys is not None)
         part_limit = limit - _PART_END if limit is not None else None
-        retries = Retries(options.retries, options.retry_seconds)
+        retries = self._retries
+        elements = ElementsFile(
+            self._unfinished.elements, state.elements, tagged=keys is not None, retries=retries
+        )
         try:
             if state.next != (0, 0):
                 self._check_unchanged(elements)
@@ -125,8 +125,9 @@ class Run:
             ) as parts:
                 try:
                     tasks = self._limited(plan_tasks(self._arrays, state.next))
-                    for result in in_order(encoder, tasks, workers()):
-                        self._keep(result, parts, elements)
+                    with closing(in_order(encoder, tasks, workers())) as results:
+                        for result in results:
+                            self._keep(result, parts, elements)
                 except BaseException:
                     self._save_what_can_be(parts, elements)
                     raise
@@ -148,17 +149,27 @@ class Run:
                 free = _RECORD.pack(0, md5, 0, self._file.file_number, block)
                 records.append(free + bytes(16 if self._keys else 0))
         elements.append(task.array, b"".join(records))
-        state.next = (task.array, task.end)
-        state.unreadable += [(task.array, offset, length) for offset, length in result.unreadable]
-        counts = self._state_counts
         written = sum(1 for block in blocks if block.stored)
-        for key, count in (
-            ("written", written),
-            ("freed", len(blocks) - written),
-            ("unchanged", result.unchanged),
-            ("read", result.bytes_read),
-        ):
-            counts[key] = counts.get(key, 0) + count
+        counts = {
+            key: state.counts.get(key, 0) + count
+            for key, count in (
+                ("written", written),
+                ("freed", len(blocks) - written),
+                ("unchanged", result.unchanged),
+                ("read", result.bytes_read),
+            )
+        }
+        place = self._arrays[task.array].place
+        lost = [(*place, offset, length) for offset, length in result.unreadable]
+        # Replaced at once: an interruption at any moment finds the state of before or after this task.
+        self._unfinished.state = replace(
+            state,
+            lengths=list(parts.lengths),
+            elements=list(elements.counts),
+            next=(task.array, task.end),
+            unreadable=state.unreadable + lost if lost else state.unreadable,
+            counts=counts,
+        )
         self._tell("reading", result.bytes_read, parts.stored)
         if time.monotonic() - self._saved >= self._options.checkpoint_seconds:
             self._checkpoint(parts, elements)
@@ -167,14 +178,13 @@ class Run:
         """Make everything so far durable, in this order: blocks, records, the state that counts on them."""
         parts.sync()
         elements.sync()
-        state = self._unfinished.state
-        state.lengths, state.elements = list(parts.lengths), list(elements.counts)
-        self._unfinished.save()
+        self._unfinished.save(self._retries)
         self._saved = time.monotonic()
 
     def _save_what_can_be(self, parts: Parts, elements: ElementsFile) -> None:
         """Keep what was stored before an error; where that fails too, the last checkpoint stands."""
         try:
+            parts.cut(self._unfinished.state.lengths)
             self._checkpoint(parts, elements)
         except Exception as error:
             self._listener.say(f"the last seconds could not be kept: {error}")
@@ -199,23 +209,18 @@ class Run:
         """Hold what was read before the interruption against the source; RefusedError where it changed."""
         stop = self._unfinished.state.next
         hasher = Encoder(self._arrays, None, skip_bad=self._options.skip_bad)
-
-        def tasks() -> Iterator[Task]:
-            for task in plan_tasks(self._arrays):
-                if (task.array, task.end) > stop:
-                    return
-                yield task
-
+        tasks = plan_tasks(self._arrays, stop=stop)
         records: dict[int, Iterator[np.void]] = {
             number: chain.from_iterable(elements.elements(number)) for number in range(len(self._arrays))
         }
-        for result in in_order(hasher, tasks(), workers()):
-            array = result.task.array
-            for block, md5, _, _ in result.blocks:
-                record = next(records[array], None)
-                if record is None or int(record["block"]) != block or record["md5"].tobytes() != md5:
-                    raise self._changed(array, block)
-            self._tell("checking", result.bytes_read, self._unfinished.state.lengths[-1])
+        with closing(in_order(hasher, tasks, workers())) as results:
+            for result in results:
+                array = result.task.array
+                for block, md5, _, _ in result.blocks:
+                    record = next(records[array], None)
+                    if record is None or int(record["block"]) != block or record["md5"].tobytes() != md5:
+                        raise self._changed(array, block)
+                self._tell("checking", result.bytes_read, sum(self._unfinished.state.lengths))
         for array, rest in records.items():
             record = next(rest, None)
             if record is not None:
@@ -268,18 +273,18 @@ class Run:
                     else None
                 )
                 path = self._unfinished.folder / f"data-{part}"
+                finish = partial(finish_image, indexes=indexes, own=own) if is_last else finish_data_part
                 try:
                     with path.open("r+b" if path.exists() else "w+b") as stream:
-                        if is_last:
-                            finish_image(
-                                stream, length, files[-1], indexes, own=own, authentication=authentication
-                            )
-                        else:
-                            tag = finish_data_part(stream, length, files[-1], authentication=authentication)
-                            members.append((number, tag))
+                        tag = with_retries(
+                            partial(finish, stream, length, files[-1], authentication=authentication),
+                            self._retries,
+                            path,
+                        )
                         os.fsync(stream.fileno())
                 except OSError as error:
                     raise write_error(error, path) from error
+                members.append((number, tag))
         finally:
             elements.close()
         return files

@@ -4,11 +4,12 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
-from imagefs.imaging.errors import TargetWriteError
+from imagefs.imaging.errors import RefusedError, TargetWriteError
 from imagefs.imaging.mounts import read_mounts
 
 # What may pass by itself: a network that is away for a moment, a drive that wakes up.
@@ -21,6 +22,7 @@ _TRANSIENT = frozenset(
     if hasattr(errno, name)
 )  # fmt: skip
 _MOST_BUFFERS = 1024  # of one call
+_Written = TypeVar("_Written")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,60 @@ def write_error(error: OSError, path: Path) -> TargetWriteError:
     return TargetWriteError(error.strerror or str(error), path=path, hint=hint)
 
 
+def with_retries(
+    action: Callable[[], _Written], retries: Retries, path: Path, wait: Callable[[float], None] = time.sleep
+) -> _Written:
+    """Do what writes, and again where that fails for a moment; return what it does.
+
+    It must be harmless to be done again. Raises TargetWriteError.
+    """
+    tries, seconds = retries.count, retries.seconds
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _TRANSIENT or tries <= 0:
+                raise write_error(error, path) from error
+        wait(seconds)
+        tries, seconds = tries - 1, seconds * 2
+
+
+def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Write bytes at a position, however many calls that takes; OSErrors pass."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, position)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest, position = rest[written:], position + written
+
+
+class Syncer:
+    """Makes a file durable. Once that has failed it fails for good.
+
+    What the system then holds of the file is unknown, and asked again it may say that all is well.
+    """
+
+    def __init__(self) -> None:
+        self._failure: TargetWriteError | None = None
+
+    def sync(self, fd: int, path: Path) -> None:
+        """Make what was written durable; raises TargetWriteError."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+        except OSError as error:
+            self._failure = write_error(error, path)
+            raise self._failure from error
+
+
 class Parts:
     """The data of an image, in one file or, where ``limit`` bytes are not enough, in several.
 
     Part i is ``folder/data-i``; what it holds gets the file number ``first_number + i``. Blocks are appended
-    without gaps. Nothing is durable before ``sync``.
+    without gaps. Nothing is durable before ``sync``. ``lengths`` are those of parts that are there already;
+    RefusedError where one is shorter.
     """
 
     def __init__(
@@ -80,6 +131,9 @@ class Parts:
         self._retries = retries
         self._wait = wait
         self._fd = -1
+        self._syncer = Syncer()
+        for part, length in enumerate(self.lengths):
+            self._check(part, length)
         self._open()
 
     def path(self, part: int) -> Path:
@@ -123,14 +177,15 @@ class Parts:
         self._open()
 
     def sync(self) -> None:
-        """Make what was written durable.
+        """Make what was written durable; a failure is final, the run must not go on."""
+        if self._fd >= 0:  # else the last part is closed, and synced before, and the next is not there
+            self._syncer.sync(self._fd, self.path(len(self.lengths) - 1))
 
-        A failure is final: what the system then holds of the data is unknown, so the run must not go on.
-        """
-        try:
-            os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
-        except OSError as error:
-            raise write_error(error, self.path(len(self.lengths) - 1)) from error
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Drop what is behind these lengths, where it is at hand: room for the state on a full target."""
+        if self._fd >= 0 and len(lengths) == len(self.lengths):
+            with suppress(OSError):
+                os.ftruncate(self._fd, lengths[-1])
 
     def close(self) -> None:
         """Close the part that is being written."""
@@ -144,6 +199,20 @@ class Parts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check(self, part: int, length: int) -> None:
+        try:
+            size = self.path(part).stat().st_size
+        except FileNotFoundError:
+            size = 0
+        except OSError as error:
+            raise write_error(error, self.path(part)) from error
+        if size < length:
+            raise RefusedError(
+                f"the data of an unfinished backup is cut off at {size}, {length} bytes were stored",
+                path=self.path(part),
+                hint="--discard drops it",
+            )
+
     def _open(self) -> None:
         path = self.path(len(self.lengths) - 1)
         try:
@@ -154,20 +223,10 @@ class Parts:
 
     def _write(self, blocks: Sequence[bytes], position: int, length: int) -> None:
         """Write at a position, and again where that failed: the same bytes at the same place do no harm."""
-        tries, wait = self._retries.count, self._retries.seconds
-        while True:
-            try:
-                self._write_once(blocks, position, length)
-                return
-            except OSError as error:
-                if error.errno not in _TRANSIENT or tries <= 0:
-                    raise write_error(error, self.path(len(self.lengths) - 1)) from error
-            self._wait(wait)
-            tries, wait = tries - 1, wait * 2
+        path = self.path(len(self.lengths) - 1)
+        with_retries(lambda: self._write_once(blocks, position, length), self._retries, path, wait=self._wait)
 
     def _write_once(self, blocks: Sequence[bytes], position: int, length: int) -> None:
         written = os.pwritev(self._fd, blocks, position)
         if written < length:
-            rest = memoryview(b"".join(blocks))
-            while written < length:
-                written += os.pwrite(self._fd, rest[written:], position + written)
+            write_all(self._fd, memoryview(b"".join(blocks))[written:], position + written)

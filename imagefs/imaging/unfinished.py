@@ -10,14 +10,16 @@
 Nothing of it is an image to any reader. Whatever happens, the state tells from where to go on.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +28,22 @@ from formats.mrimgx.authentication import TAG_SIZE
 from formats.mrimgx.index import Elements
 from formats.mrimgx.layout import DELTA_ELEMENT
 from imagefs.imaging.errors import RefusedError, TargetWriteError
-from imagefs.imaging.target import write_error
+from imagefs.imaging.target import Retries, Syncer, with_retries, write_all, write_error
 
 SUFFIX = ".unfinished"
+_NAME = re.compile(r"[0-9A-F]{16}-[0-9]{2,}-[0-9]{2,}\.unfinished")
 TAGGED_ELEMENT = np.dtype([*((name, DELTA_ELEMENT[name]) for name in DELTA_ELEMENT.names or ()),
                            ("tag", "V16")])  # fmt: skip
 assert TAGGED_ELEMENT.itemsize == DELTA_ELEMENT.itemsize + TAG_SIZE
 _ROWS = 1 << 15
+_MOST_PENDING = 1 << 20  # bytes of records kept in memory
+_ONCE = Retries(0)
+_JOB_KEYS = {
+    "version": int, "source": str, "image_id": str, "file_number": int, "increment": int, "role": str,
+    "created": int, "set_created": int, "guid": str, "name": str, "compression": str,
+    "encryption": dict | None, "parent": int | None, "disk_numbers": list, "options": dict,
+    "fingerprint": str,
+}  # fmt: skip
 
 
 @dataclass
@@ -42,7 +53,8 @@ class State:
     lengths: list[int] = field(default_factory=lambda: [0])  # bytes of data in each part
     elements: list[int] = field(default_factory=list)  # records of each array of blocks
     next: tuple[int, int] = (0, 0)  # the array and the block to go on with
-    unreadable: list[tuple[int, int, int]] = field(default_factory=list)  # array, offset, length
+    # disk, partition (their positions), offset in the partition, length
+    unreadable: list[tuple[int, int, int, int]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # what the report tells of
     moves: list[tuple[str, str]] = field(default_factory=list)  # once complete: name here, name in the set
 
@@ -68,14 +80,17 @@ class State:
             lengths=[int(length) for length in document["lengths"]],
             elements=[int(count) for count in document["elements"]],
             next=(array, block),
-            unreadable=[(int(a), int(b), int(c)) for a, b, c in document["unreadable"]],
+            unreadable=[(int(a), int(b), int(c), int(d)) for a, b, c, d in document["unreadable"]],
             counts={str(key): int(value) for key, value in document["counts"].items()},
             moves=[(str(here), str(there)) for here, there in document["moves"]],
         )
 
 
 class Unfinished:
-    """The folder of a run. Every method raises TargetWriteError where the target fails."""
+    """The folder of a run. Every method raises TargetWriteError where the target fails.
+
+    ``state`` is replaced as a whole, never changed: whatever interrupts, it is of one moment.
+    """
 
     def __init__(self, folder: Path, job: Mapping[str, Any], state: State) -> None:
         self.folder = folder
@@ -98,6 +113,7 @@ class Unfinished:
                 hint="--resume goes on with it, --discard drops it",
             ) from None
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)  # it holds nothing
             raise write_error(error, folder) from error
         return run
 
@@ -106,6 +122,7 @@ class Unfinished:
         """Open the folder of a run that was interrupted; RefusedError when it tells nothing usable."""
         try:
             job = json.loads((folder / "job.json").read_bytes())
+            _check_job(job)
             state = State.of(json.loads((folder / "state.json").read_bytes()))
         except OSError as error:
             raise RefusedError(
@@ -113,7 +130,7 @@ class Unfinished:
                 path=folder,
                 hint="--discard drops it",
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RefusedError(
                 f"this unfinished backup can't be gone on with: its state is damaged ({error!r})",
                 path=folder,
@@ -126,12 +143,15 @@ class Unfinished:
         """The file of the records."""
         return self.folder / "elements"
 
-    def save(self) -> None:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left but what an interrupted start or removal leaves."""
+        return not (self.folder / "state.json").exists()
+
+    def save(self, retries: Retries = _ONCE) -> None:
         """Make the state durable."""
-        try:
-            _replace(self.folder / "state.json", self.state.document())
-        except OSError as error:
-            raise write_error(error, self.folder) from error
+        path = self.folder / "state.json"
+        with_retries(lambda: _replace(path, self.state.document()), retries, path)
 
     def move_into_set(self) -> list[Path]:
         """Give the parts their names in the set, those without an index first; then drop the folder.
@@ -140,18 +160,31 @@ class Unfinished:
         """
         target = self.folder.parent
         paths = []
-        try:
-            for here, there in self.state.moves:
-                paths.append(target / there)
+        for here, there in self.state.moves:
+            paths.append(target / there)
+            try:
                 if (self.folder / here).exists():
                     move_new(self.folder / here, target / there)
-                    sync_folder(target)
                 elif not (target / there).exists():
                     raise RefusedError(f"{here} of an unfinished backup is missing", path=self.folder)
-        except OSError as error:
-            raise write_error(error, self.folder) from error
+            except OSError as error:
+                raise write_error(error, target / there) from error
         self.drop()
         return paths
+
+    def take_back(self) -> None:
+        """Remove what an interruption left of ``move_into_set``, unless the set has all of it."""
+        moved = [there for here, there in self.state.moves if not (self.folder / here).exists()]
+        try:
+            for here, there in self.state.moves:
+                here_path, there_path = self.folder / here, self.folder.parent / there
+                if here_path.exists() and there_path.exists() and here_path.samefile(there_path):
+                    there_path.unlink()  # linked, and not yet moved
+            if len(moved) < len(self.state.moves):
+                for there in moved:
+                    (self.folder.parent / there).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(error, self.folder) from error
 
     def drop(self) -> None:
         """Remove the folder."""
@@ -166,23 +199,28 @@ class Unfinished:
 
 def find_unfinished(folder: Path) -> list[Path]:
     """Return the folders of unfinished runs in a folder of sets."""
-    return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_dir())
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if is_unfinished(path))
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a path is the folder of an unfinished run, by its name."""
+    return _NAME.fullmatch(folder.name) is not None and folder.is_dir()
 
 
 def move_new(source: Path, target: Path) -> None:
-    """Rename a file, never over another; raises FileExistsError, or another OSError."""
+    """Rename a file durably, never over another; raises FileExistsError, or another OSError."""
     try:
         os.link(source, target)
     except FileExistsError:
-        if target.samefile(source):  # linked before an interruption
-            source.unlink()
-            return
-        raise
+        if not target.samefile(source):  # else linked before an interruption
+            raise
     except OSError:  # no hard links: FAT, exFAT, some network shares
         if target.exists():
-            raise FileExistsError(None, "a file of this name is there already", str(target)) from None
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         source.rename(target)
+        sync_folder(target.parent)
         return
+    sync_folder(target.parent)  # the new name must last before the old one goes
     source.unlink()
 
 
@@ -211,22 +249,35 @@ def _replace(path: Path, document: Mapping[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-class ElementsFile:
-    """The records of a run: for each array, in order, what was stored or freed, by ascending blocks."""
+def _check_job(job: Any) -> None:
+    """Raise TypeError or KeyError unless a job has all that a run needs to go on."""
+    for key, kind in _JOB_KEYS.items():
+        if not isinstance(job[key], kind):
+            raise TypeError(f"its {key} is {job[key]!r}")
 
-    def __init__(self, path: Path, counts: Sequence[int], *, tagged: bool) -> None:
+
+class ElementsFile:
+    """The records of a run: for each array, in order, what was stored or freed, by ascending blocks.
+
+    ``counts`` are those of the records that are there already; RefusedError where they are not.
+    """
+
+    def __init__(self, path: Path, counts: Sequence[int], *, tagged: bool, retries: Retries = _ONCE) -> None:
         self.path = path
         self.kind = TAGGED_ELEMENT if tagged else DELTA_ELEMENT
         self.counts = list(counts)  # records of each array
-        self._file: BinaryIO
+        self._retries = retries
+        self._syncer = Syncer()
+        self._pending: list[bytes] = []
+        self._written = sum(self.counts) * self.kind.itemsize  # bytes
         try:
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=1 << 20)
-            size = sum(self.counts) * self.kind.itemsize
-            if self._file.seek(0, os.SEEK_END) < size:
-                self._file.close()
-                raise RefusedError("the records of an unfinished backup are cut off", path=path)
-            self._file.truncate(size)
-            self._file.seek(size)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            if os.fstat(self._fd).st_size < self._written:
+                self.close()
+                raise RefusedError(
+                    "the records of an unfinished backup are cut off", path=path, hint="--discard drops it"
+                )
+            os.ftruncate(self._fd, self._written)
         except OSError as error:
             raise write_error(error, path) from error
 
@@ -234,18 +285,19 @@ class ElementsFile:
         """Add records of an array; arrays come in ascending order."""
         self.counts += [0] * (array + 1 - len(self.counts))
         self.counts[array] += len(records) // self.kind.itemsize
-        try:
-            self._file.write(records)
-        except OSError as error:
-            raise write_error(error, self.path) from error
+        self._pending.append(records)
+        if sum(self.counts) * self.kind.itemsize - self._written >= _MOST_PENDING:
+            self._write()
+
+    def _write(self) -> None:
+        data = b"".join(self._pending)
+        with_retries(lambda: write_all(self._fd, data, self._written), self._retries, self.path)
+        self._pending, self._written = [], self._written + len(data)
 
     def sync(self) -> None:
         """Make the records durable."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise write_error(error, self.path) from error
+        self._write()
+        self._syncer.sync(self._fd, self.path)
 
     def count(self, array: int) -> int:
         """Return how many records an array has."""
@@ -257,7 +309,7 @@ class ElementsFile:
         start = sum(self.counts[:array]) * size
         for first in range(0, self.count(array), _ROWS):
             length = min(_ROWS, self.count(array) - first) * size
-            data = os.pread(self._file.fileno(), length, start + first * size)
+            data = os.pread(self._fd, length, start + first * size)
             if len(data) != length:
                 raise TargetWriteError("the records end too early", path=self.path)
             yield np.frombuffer(data, self.kind)
@@ -277,5 +329,6 @@ class ElementsFile:
 
     def close(self) -> None:
         """Close the file; what was not synced may be lost."""
-        with suppress(OSError):
-            self._file.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
