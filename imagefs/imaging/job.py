@@ -317,7 +317,7 @@ def _encryption_document(encryption: Encryption) -> dict[str, Any]:
     return {
         "aes_type": encryption.aes_type,
         "enable": True,
-        "hmac": encryption.hmac.hex().upper(),
+        "hmac": encryption.hmac.hex(),  # in lower case, as Reflect
         "key_derivation": "pbkdf2",
         "key_iterations": encryption.iterations,
     }
@@ -422,6 +422,7 @@ class _Job:
         try:
             if self._cipher is not None:
                 members.store.ciphers = dict.fromkeys(images, self._cipher)
+                members.check_store.ciphers = members.store.ciphers
             result = check_all(
                 checks.check_set(members),
                 lambda done, total: self._listener.progress(
