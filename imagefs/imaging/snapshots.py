@@ -65,22 +65,20 @@ class Snapshot:
     def check(self) -> None:
         """Raise SnapshotError where it no longer holds its moment: it overflowed, or it is gone."""
         found = _volumes(f"{self.group}/{self.name}")
-        state = found[0] if found else {}
-        # lvs(8), lv_attr: 5 is the state (a active, I invalid snapshot, S suspended invalid, …)
-        attributes = state.get("lv_attr", "").ljust(10, "-")
-        full = not self.thin and float(state.get("data_percent") or 100) >= 100
-        if (
-            not found
-            or attributes[4] != "a"
-            or state.get("lv_snapshot_invalid") == "snapshot invalid"
-            or full
-        ):
-            what = "the snapshot is full" if found else "the snapshot is gone"
+        if not found:
+            raise SnapshotError("the snapshot is gone", path=self.path, hint="something else removed it")
+        facts = found[0]
+        # lvs(8), lv_attr: the fifth is the state; a active, s suspended for a moment, I and S invalid
+        state = facts["lv_attr"][4:5]
+        full = not self.thin and float(facts.get("data_percent") or 0) >= 100
+        if full or state in ("I", "S") or facts.get("lv_snapshot_invalid") == "snapshot invalid":
             raise SnapshotError(
-                f"{what}: more was written to {self.origin} than it holds",
+                f"the snapshot is full: more was written to {self.origin} than it holds",
                 path=self.path,
                 hint=f"make room in the volume group {self.group}, or image it while less is written",
             )
+        if state not in ("a", "s"):
+            raise SnapshotError("the snapshot is not active any more", path=self.path)
 
     def remove(self) -> None:
         """Remove it; raises SnapshotError with what LVM says."""
