@@ -47,7 +47,7 @@ def check(volume: Path, scratch: Path) -> None:
     copy = keep_used(volume, scratch / "copy", space, b"\xa5" if volume.stat().st_size < 100 * MIB else b"\0")
     run("e2fsck", "-fn", copy)
     hashes = ext_hashes(volume, scratch / "source")
-    assert len(hashes) > 10
+    assert len(hashes) >= 9
     assert ext_hashes(copy, scratch / "kept") == hashes
 
 
