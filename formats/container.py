@@ -33,6 +33,30 @@ class BadBlock(NamedTuple):
     reason: str
 
 
+class FileState(StrEnum):
+    """What is known of an encrypted image file's origin."""
+
+    AUTHENTICATED = "authenticated"  # written by someone with the password, and unchanged
+    UNAUTHENTICATED = "not authenticated"  # by a program that does not say so; nothing is known
+    FORGED = "forged"  # not as it was written, or not the file that the set knows; it is not read
+
+
+class FileAuthentication(NamedTuple):
+    """The state of one image file; ``reason`` only of one that is forged."""
+
+    file: Path
+    state: FileState
+    reason: str | None = None
+
+
+class UnreadableSource(NamedTuple):
+    """Bytes of a backup's source that could not be read and are zeros in the image."""
+
+    partition: str  # as in the tree: "disk4/p1"
+    offset: int  # bytes from the partition's start
+    length: int  # bytes
+
+
 class CheckResult(NamedTuple):
     """What one check covered and found."""
 
@@ -132,7 +156,29 @@ class Point(ABC):
 
     @abstractmethod
     def require_key(self) -> None:
-        """Raise PasswordError while the point is encrypted and locked."""
+        """Raise PasswordError while the point is locked, ForgedError when it needs a file that is forged."""
+
+    @property
+    def unreadable(self) -> Sequence[UnreadableSource]:
+        """What of the source could not be read when the point was made; raises DamagedError.
+
+        Empty where the format or the program that made the point does not tell.
+        """
+        return ()
+
+    @property
+    def excluded(self) -> Sequence[str]:
+        """The patterns of files whose contents were left out as asked; raises DamagedError."""
+        return ()
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Paths of files whose contents were left out, not all where they are many; raises DamagedError."""
+        return ()
+
+    def authentication(self) -> Sequence[FileAuthentication]:
+        """Return the state of each encrypted file that the point uses; none while it is locked."""
+        return ()
 
     @abstractmethod
     def blocks_to_check(self) -> int:
@@ -162,6 +208,10 @@ class Container(ABC):
     @abstractmethod
     def unlock(self, password: str) -> None:
         """Make the data readable; raises PasswordError when the password is wrong."""
+
+    def authentication(self) -> Sequence[FileAuthentication]:
+        """Return the state of each file of an encrypted set; none while it is locked."""
+        return ()
 
     @abstractmethod
     def blocks_to_check(self) -> int:

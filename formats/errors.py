@@ -57,6 +57,21 @@ class DamagedBlockError(DamagedError):
         super().__init__(f"{partition} block {block}: {reason}", path=path)
 
 
+class ForgedError(DamagedError):
+    """A file of an authenticated set is not the one that was written there, or not as it was written.
+
+    Nothing of it is read. Who did that, a failing disk or an attacker, can't be told.
+    """
+
+    def __init__(self, reason: str, *, path: Path) -> None:
+        self.reason = reason
+        super().__init__(
+            f"not authentic: {reason}",
+            path=path,
+            hint="put the file there that belongs there, or take this one out of the folder",
+        )
+
+
 class DuplicateMemberError(DamagedError):
     """Two files of one set claim the same file number; neither is chosen."""
 

@@ -1,9 +1,19 @@
 """What ``info``, ``points``, ``ls`` and ``verify`` report, as documents of stable keys."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from formats.container import BadBlock, Container, Disk, Partition, Point
+from formats.container import (
+    BadBlock,
+    Container,
+    Disk,
+    FileAuthentication,
+    Partition,
+    Point,
+    UnreadableSource,
+)
 from formats.errors import FormatError
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
@@ -40,8 +50,37 @@ def info_document(container: Container, point: Point) -> dict[str, Any]:
         "problem": str(point.problem) if point.problem is not None else None,
         "encrypted": point.encrypted,
         "compression": point.compression,
+        **_own_document(point),
         "disks": [_disk_document(disk) for disk in point.disks],
     }
+
+
+def _own_document(point: Point) -> dict[str, Any]:
+    """Return what was not taken into the point; null where the record of that is damaged."""
+    try:
+        return {
+            "unreadable": [unreadable_document(entry) for entry in point.unreadable],
+            "excluded": list(point.excluded),
+            "left_out": list(point.left_out),
+        }
+    except FormatError:
+        return {"unreadable": None, "excluded": None, "left_out": None}
+
+
+def unreadable_document(entry: UnreadableSource, file: Path | None = None) -> dict[str, Any]:
+    """Return a range of the source that could not be read; ``file`` is the point's, where it must be told."""
+    place = {} if file is None else {"file": str(file)}
+    return {**place, "partition": entry.partition, "offset": entry.offset, "length": entry.length}
+
+
+def unreadable_text(entry: Mapping[str, Any]) -> str:
+    """Return a range of the source that could not be read, in words."""
+    return f"{entry['partition']}: {entry['length']} bytes at {entry['offset']} could not be read, now zeros"
+
+
+def authentication_document(entry: FileAuthentication) -> dict[str, Any]:
+    """Return whether an image file is authenticated."""
+    return {"file": str(entry.file), "state": str(entry.state), "reason": entry.reason}
 
 
 def _disk_document(disk: Disk) -> dict[str, Any]:
@@ -76,9 +115,13 @@ def points_document(source: Source) -> dict[str, Any]:
             {
                 "image_id": container.image_id,
                 "encrypted": container.is_encrypted,
-                "points": [_point_document(point) for point in container.points],
+                "points": [
+                    {**_point_document(point), "authentication": states.get(point.path)}
+                    for point in container.points
+                ],
             }
             for container in source.sets
+            for states in [{entry.file: str(entry.state) for entry in container.authentication()}]
         ],
         "unreadable": [
             {"path": str(path), "reason": error.what} for path, error in source.unreadable.items()

@@ -1,16 +1,28 @@
 """Verification of a point or of a folder's sets on all cores."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from formats.container import BadBlock, Check, CheckResult, Container
-from formats.errors import FormatError, UnsupportedError
+from formats.container import (
+    BadBlock,
+    Check,
+    CheckResult,
+    Container,
+    FileAuthentication,
+    FileState,
+    Point,
+    UnreadableSource,
+)
+from formats.errors import ForgedError, FormatError, PasswordError, UnsupportedError
 from imagefs.source import Source
 
 _IN_FLIGHT = 64  # checks handed out at a time, 4 MiB each: what bounds memory
+_TOLD = 16  # bad blocks of a forged file that are told one by one: none of its blocks may be right
 
 
 @dataclass
@@ -21,6 +33,8 @@ class Verification:
     bytes_checked: int = 0
     bad: list[BadBlock] = field(default_factory=list)
     incomplete: list[FormatError] = field(default_factory=list)  # what of a folder could not be checked
+    authentication: list[FileAuthentication] = field(default_factory=list)  # of the files of encrypted sets
+    unreadable: list[tuple[Path, UnreadableSource]] = field(default_factory=list)  # by the points' files
 
     @property
     def ok(self) -> bool:
@@ -39,15 +53,19 @@ def verify(source: Source, progress: Callable[[int, int], None] = lambda done, t
     if source.point is not None:
         if source.point.problem is not None:
             raise source.point.problem
-        source.point.require_key()
-        _run(source.point.checks(), result, progress, source.point.blocks_to_check())
-        return result
+        with suppress(ForgedError):  # told by the checks
+            source.point.require_key()
+        result.authentication += source.point.authentication()
+        result.unreadable += _unreadable([source.point])
+        return check_all(source.point.checks(), progress, source.point.blocks_to_check(), result)
     unlocked = []
     for container in source.sets:
         result.incomplete += [point.problem for point in container.points if point.problem is not None]
         locked = _locked(container)
         if locked is None:
             unlocked.append(container)
+            result.authentication += container.authentication()
+            result.unreadable += _unreadable(container.points)
         else:
             result.incomplete.append(locked)
     for path, error in source.unreadable.items():
@@ -56,8 +74,8 @@ def verify(source: Source, progress: Callable[[int, int], None] = lambda done, t
         else:
             result.bad.append(BadBlock(path, None, None, error.what))
     checks = (check for container in unlocked for check in container.checks())
-    _run(checks, result, progress, sum(container.blocks_to_check() for container in unlocked))
-    return result
+    total = sum(container.blocks_to_check() for container in unlocked)
+    return check_all(checks, progress, total, result)
 
 
 def _locked(container: Container) -> FormatError | None:
@@ -65,22 +83,45 @@ def _locked(container: Container) -> FormatError | None:
     for point in container.points:
         try:
             point.require_key()
-        except FormatError as error:
+        except PasswordError as error:
             return error
+        except ForgedError:
+            continue  # told by the checks
     return None
 
 
-def _run(
-    checks: Iterator[Check], result: Verification, progress: Callable[[int, int], None], total: int
-) -> None:
-    """Run checks on all cores, a bounded number at a time, in order of their making."""
+def _unreadable(points: Iterable[Point]) -> Iterator[tuple[Path, UnreadableSource]]:
+    """Yield what of their sources points have as zeros, since it could not be read."""
+    for point in points:
+        with suppress(FormatError):  # told by the checks
+            yield from ((point.path, entry) for entry in point.unreadable)
+
+
+def check_all(
+    checks: Iterator[Check],
+    progress: Callable[[int, int], None],
+    total: int,
+    result: Verification | None = None,
+) -> Verification:
+    """Run checks on all cores, a bounded number at a time, in order of their making.
+
+    What they find is added to ``result``; ``progress`` is called with the blocks done and ``total``.
+    """
+    result = result if result is not None else Verification()
     running: deque[Future[CheckResult]] = deque()
+    forged = {entry.file for entry in result.authentication if entry.state is FileState.FORGED}
+    told: Counter[Path] = Counter()
 
     def collect() -> None:
         done = running.popleft().result()
         result.blocks_checked += done.blocks
         result.bytes_checked += done.bytes
-        result.bad += done.bad
+        for bad in done.bad:
+            if bad.file in forged and bad.block is not None:
+                told[bad.file] += 1
+                if told[bad.file] > _TOLD:
+                    continue
+            result.bad.append(bad)
         progress(result.blocks_checked, total)
 
     with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
@@ -91,6 +132,9 @@ def _run(
                     collect()
             while running:
                 collect()
+            for path in sorted(path for path in told if told[path] > _TOLD):
+                result.bad.append(BadBlock(path, None, None, f"{told[path] - _TOLD} more bad blocks"))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return result

@@ -23,7 +23,7 @@ class FileTag:
     def __init__(self, key: bytes, head: bytes) -> None:
         self._hmac = hmac.new(key, head, "sha256")
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Go on with the file's next bytes."""
         self._hmac.update(data)
 

@@ -10,19 +10,22 @@ from functools import cached_property
 from pathlib import Path
 
 from formats.blockreader import BlockCache
-from formats.container import Role
+from formats.container import FileAuthentication, FileState, Role
 from formats.errors import (
     DamagedError,
     DuplicateMemberError,
+    ForgedError,
     FormatError,
     IncompleteSetError,
     NotAnImageError,
     PasswordError,
     ReadError,
 )
+from formats.mrimgx.authentication import AuthenticationKeys
 from formats.mrimgx.cipher import BlockCipher, derive_key
 from formats.mrimgx.image_file import ImageFile, probe
 from formats.mrimgx.reader import BlockStore
+from formats.mrimgx.set_authentication import SetAuthentication, authenticate_set
 
 EXTENSIONS = {".mrimgx", ".mrbakx", ".mrimg", ".mrbak"}
 DEFAULT_CACHE_SIZE = 64 * 1024 * 1024  # bytes of decoded blocks that a set keeps
@@ -77,6 +80,7 @@ class Chain:
 
     files: tuple[ImageFile, ...]
     earlier: Mapping[Place, ImageFile] = field(default_factory=dict)
+    holders: frozenset[ImageFile] = frozenset()  # who stands for the numbers that must be there
 
     def base_of(self, place: Place) -> ImageFile:
         """Return the file whose full index a partition is resolved from.
@@ -115,10 +119,14 @@ class Members:
             for number in image.numbers:
                 self._claims.setdefault(number, []).append(image)
         self.store = BlockStore(self.holder, BlockCache(cache_size))
+        self.check_store = BlockStore(self.holder, BlockCache(0))  # decodes the blocks of forged files too
+        self.authentication = SetAuthentication()
         self._lock = threading.Lock()
         self._named: dict[ImageFile, frozenset[int]] = {}
         locked = PasswordError(f"set {image_id} is encrypted", hint="give its password")
         self.store.ciphers = {image: locked for image in self.files if image.document.encryption}
+        self.check_store.ciphers = self.store.ciphers
+        self._unlocked: frozenset[ImageFile] = frozenset()
 
     @cached_property
     def with_index(self) -> Sequence[ImageFile]:
@@ -143,16 +151,18 @@ class Members:
     @property
     def is_encrypted(self) -> bool:
         """Whether any file is encrypted."""
-        return bool(self.store.ciphers)
+        return any(image.document.encryption for image in self.files)
 
     def unlock(self, password: str) -> None:
-        """Derive the key of an encrypted set; raises PasswordError when the password fits no file.
+        """Derive the key of an encrypted set and authenticate its files.
 
-        A file of the set that has another password stays locked.
+        Raises PasswordError when the password fits no file. A file of the set that has another password
+        stays locked, a forged one is not read.
         """
         image_id = bytes.fromhex(self.image_id)
         ciphers: dict[ImageFile, BlockCipher | FormatError] = {}
         keys: dict[int, bytes] = {}
+        tag_keys: dict[ImageFile, AuthenticationKeys] = {}
         for image in self.files:
             encryption = image.document.encryption
             if encryption is None:
@@ -162,13 +172,58 @@ class Members:
             cipher = BlockCipher(keys[encryption.iterations], encryption, image_id)
             fits = cipher.fits(encryption)
             ciphers[image] = cipher if fits else PasswordError("the password is wrong", path=image.path)
+            if fits:
+                tag_keys[image] = AuthenticationKeys(keys[encryption.iterations])
         errors = [cipher for cipher in ciphers.values() if isinstance(cipher, FormatError)]
         if errors and len(errors) == len(ciphers):
             raise errors[0]
-        self.store.ciphers = ciphers
+        found = authenticate_set(self.files, tag_keys)
+        self._unlocked = frozenset(tag_keys)
+        self.authentication = found
+        self.check_store.ciphers, self.check_store.tags = ciphers, found.tags
+        # The tags first: no block of an authenticated file is to be had without.
+        self.store.tags = found.tags
+        self.store.ciphers = {**ciphers, **found.forged}
+
+    def state(self, image: ImageFile) -> FileAuthentication | None:
+        """Return whether a file is authenticated; None while that can't be told."""
+        forged = self.authentication.forged.get(image)
+        if forged is not None:
+            return FileAuthentication(image.path, FileState.FORGED, forged.reason)
+        if image in self.authentication.authenticated:
+            return FileAuthentication(image.path, FileState.AUTHENTICATED)
+        if self._unlocked and (image in self._unlocked or image.document.encryption is None):
+            return FileAuthentication(image.path, FileState.UNAUTHENTICATED)
+        return None
+
+    @property
+    def tags(self) -> Mapping[int, bytes]:
+        """The tags of the authenticated files by file number: what the next file of the set must list.
+
+        Raises ForgedError when any file is forged: a set that is not what it was must not be continued.
+        """
+        for forged in self.authentication.forged.values():
+            raise forged.with_traceback(None)
+        authenticated = self.authentication.authenticated
+        return {image.document.file_number: found.tag for image, found in authenticated.items()}
+
+    def require(self, chain: Chain) -> None:
+        """Raise PasswordError when a file of a chain is locked, ForgedError when it needs a forged one."""
+        used = {*chain.files, *chain.earlier.values()}
+        files = sorted(used | chain.holders, key=lambda image: image.document.file_number)
+        ciphers = [(image, self.store.ciphers.get(image)) for image in files]
+        for image, cipher in ciphers:
+            if image in used and isinstance(cipher, PasswordError):
+                raise cipher.with_traceback(None)
+        for _, cipher in ciphers:
+            if isinstance(cipher, ForgedError):
+                raise cipher.with_traceback(None)
 
     def cipher(self, image: ImageFile) -> BlockCipher | None:
-        """Return what decrypts a file's metadata; raises PasswordError when the set is locked."""
+        """Return what decrypts a file's metadata.
+
+        Raises PasswordError when the set is locked, ForgedError when the file is forged.
+        """
         cipher = self.store.ciphers.get(image)
         if isinstance(cipher, FormatError):
             raise cipher.with_traceback(None)  # kept, and raised again: it must not grow
@@ -213,9 +268,8 @@ class Members:
         missing = needed - self._claims.keys()
         if missing:
             raise self._incomplete(missing, target)
-        for wanted in sorted(needed):
-            self.holder(wanted)
-        return Chain(files, earlier)
+        holders = frozenset(self.holder(wanted) for wanted in sorted(needed))
+        return Chain(files, earlier, holders)
 
     def _earlier_bases(
         self, base: ImageFile, before: Sequence[ImageFile]

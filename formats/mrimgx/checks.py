@@ -1,6 +1,6 @@
 """Verification: checks that cover every metadata block and every stored block."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from formats.container import BadBlock, Check, CheckResult
+from formats.container import BadBlock, Check, CheckResult, FileAuthentication
 from formats.errors import DamagedBlockError, FormatError, PasswordError
 from formats.mrimgx.backup_set import Members
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, Elements, ElementTable, stored
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
-from formats.mrimgx.reader import BlockPlace, BlockStore
+from formats.mrimgx.reader import BlockPlace
 
 if TYPE_CHECKING:
     from formats.mrimgx.points import MrimgxPartition, MrimgxPoint
@@ -24,22 +24,34 @@ _BLOCKS = 64  # that one Check covers: 4 MiB of data as a rule
 
 def check_point(point: "MrimgxPoint") -> Iterator[Check]:
     """Yield checks of what one point uses. Raises FormatError when the point is incomplete."""
-    files = {*point.chain.files, *point.chain.earlier.values()}
-    for image in tuple(files):
-        with suppress(FormatError):  # an index that can't be used is told below
-            files |= {point.members.holder(number) for number in point.members.named(image)}
-    for image in sorted(files, key=lambda image: image.document.file_number):
-        yield Check(0, partial(_check_metadata, image))
+    for image in files_of(point):
+        yield Check(0, partial(_check_file, point.members, image))
     for part in _partitions(point):
         try:
             for index, place, size in part.arrays():
                 for first, elements in index.runs(0, index.count):
                     rows = np.flatnonzero(stored(elements))
                     yield from _check_blocks(
-                        point.members.store, point.image, place, size, rows + first, elements[rows]
+                        point.members, point.image, place, size, rows + first, elements[rows]
                     )
         except FormatError as error:
             yield _failed(error, point.image, part.place.partition)
+
+
+def files_of(point: "MrimgxPoint") -> Sequence[ImageFile]:
+    """Return the files that a point uses, in order; only its own while it is incomplete."""
+    if point.problem is not None:
+        return (point.image,)
+    files = {*point.chain.files, *point.chain.earlier.values(), *point.chain.holders}
+    for image in tuple(files):
+        with suppress(FormatError):  # an index that can't be used is told by its check
+            files |= {point.members.holder(number) for number in point.members.named(image)}
+    return sorted(files, key=lambda image: image.document.file_number)
+
+
+def states(members: Members, files: Iterable[ImageFile]) -> Sequence[FileAuthentication]:
+    """Return what is known of files' authentication; nothing of a set that is locked or not encrypted."""
+    return tuple(state for image in files if (state := members.state(image)) is not None)
 
 
 def count_point(point: "MrimgxPoint") -> int:
@@ -63,7 +75,7 @@ def check_set(members: Members) -> Iterator[Check]:
     """
     seen = _Seen(members.spoiled)
     for image in members.files:
-        yield Check(0, partial(_check_metadata, image))
+        yield Check(0, partial(_check_file, members, image))
         for at, part in image.document.partitions():
             place = BlockPlace.of(image.document, at)
             try:
@@ -73,7 +85,7 @@ def check_set(members: Members) -> Iterator[Check]:
                     (place, own.blocks, part.block_size),
                 ):
                     for numbers, elements in seen.new(array, table):
-                        yield from _check_blocks(members.store, image, array, size, numbers, elements)
+                        yield from _check_blocks(members, image, array, size, numbers, elements)
             except FormatError as error:
                 yield _failed(error, image, place.partition)
 
@@ -120,7 +132,7 @@ class _Seen:
 
 
 def _check_blocks(
-    store: BlockStore,
+    members: Members,
     image: ImageFile,
     place: BlockPlace,
     size: int,
@@ -130,11 +142,11 @@ def _check_blocks(
     """Yield checks of stored blocks, given their numbers and elements; ``image`` has the index."""
     for at in range(0, len(numbers), _BLOCKS):
         some = elements[at : at + _BLOCKS].copy()  # lest each keeps the whole piece alive
-        yield Check(len(some), partial(_run, store, image, place, size, numbers[at : at + _BLOCKS], some))
+        yield Check(len(some), partial(_run, members, image, place, size, numbers[at : at + _BLOCKS], some))
 
 
 def _run(
-    store: BlockStore,
+    members: Members,
     image: ImageFile,
     place: BlockPlace,
     size: int,
@@ -143,20 +155,35 @@ def _run(
 ) -> CheckResult:
     """Decode blocks past the cache; say which are not as their index says."""
     total, bad = 0, []
+    forged = image in members.authentication.forged  # then it is its index that is doubted
+
+    def found(error: FormatError, reason: str) -> None:
+        path = image.path if forged else error.path or image.path
+        bad.append(BadBlock(path, place.partition, number, reason))
+
     for number, row in zip(numbers.tolist(), elements, strict=True):
         try:
-            total += len(store.decode(Element.of(row), place, number, size))
+            total += len(members.check_store.decode(Element.of(row), place, number, size))
         except PasswordError:
             raise
         except DamagedBlockError as error:
-            bad.append(BadBlock(error.path or image.path, place.partition, number, error.reason))
+            found(error, error.reason)
         except FormatError as error:
-            bad.append(BadBlock(error.path or image.path, place.partition, number, error.what))
+            found(error, error.what)
     return CheckResult(len(numbers), total, tuple(bad))
 
 
-def _check_metadata(image: ImageFile) -> CheckResult:
-    return CheckResult(0, 0, image.check_metadata())
+def _check_file(members: Members, image: ImageFile) -> CheckResult:
+    """Check everything of a file but its blocks."""
+    bad = []
+    forged = members.authentication.forged.get(image)
+    if forged is not None:
+        bad.append(BadBlock(image.path, None, None, forged.what))
+    bad += image.check_metadata()
+    uncovered = members.authentication.uncovered(image)
+    if uncovered:
+        bad.append(BadBlock(image.path, None, None, f"{uncovered} bytes of its data are of no known block"))
+    return CheckResult(0, 0, tuple(bad))
 
 
 def _failed(error: FormatError, image: ImageFile, partition: str) -> Check:

@@ -18,6 +18,7 @@ from formats.mrimgx import layout
 from formats.mrimgx.document import Document, parse_document
 from formats.mrimgx.index import OwnIndex, Proof, check_delta, parse_index
 from formats.mrimgx.layout import ExtendedPartition, MetadataBlock
+from formats.mrimgx.own_blocks import OwnRecord, parse_own
 
 # An index up to this size is checked against its hash when it is first used: about 0.1 s. A larger one is
 # checked when it first tells of a hole, or by verify; a stored block has its own hash.
@@ -74,6 +75,7 @@ class ImageFile:
         document: Document,
         root: Sequence[MetadataBlock],
         lists: Sequence[DiskLists],
+        own: OwnRecord | FormatError,
         reader: FileReader,
     ) -> None:
         self.path = path
@@ -84,7 +86,8 @@ class ImageFile:
         # No data block reaches beyond this.
         self.data_end = root[0].start if document.split_file else document.index_position
         self.places = frozenset(place for place, _ in document.partitions())
-        self._root = tuple(root)
+        self.root = tuple(root)
+        self._own = own
         self._lock = threading.RLock()
         self._reader: FileReader | None = None
         self._indexes: dict[tuple[int, int], OwnIndex] = {}
@@ -113,12 +116,29 @@ class ImageFile:
                 raise DamagedError("the root list has no $JSON block", path=path)
             document = parse_document(_payload(reader, json_block, path), path)
             lists = _read_lists(reader, document, root_offset, path)
-            return cls(path, document, root, lists, reader)
+            return cls(path, document, root, lists, _read_own(reader, root, document, path), reader)
 
     @property
     def numbers(self) -> frozenset[int]:
         """The file numbers that this file stands for: its own, and those that it absorbed."""
         return self.document.merged_files | {self.document.file_number}
+
+    @property
+    def own(self) -> OwnRecord:
+        """What imagefs says of the file; nothing in files of others.
+
+        Raises DamagedError or UnsupportedError where that can't be understood: the file can be read without.
+        """
+        if isinstance(self._own, FormatError):
+            raise self._own.with_traceback(None)
+        return self._own
+
+    def own_marks(self) -> bool:
+        """Whether anything says that the file is authenticated, or might have."""
+        if isinstance(self._own, FormatError) or self._own.authentication is not None:
+            return True
+        marks = (layout.OWN_AUTHENTICATION, layout.OWN_TAGS)
+        return any(block.name in marks for block in self.metadata_blocks())
 
     @property
     def is_sidecar(self) -> bool:
@@ -183,7 +203,7 @@ class ImageFile:
                 if is_delta or block.length <= HASHED_INDEX_SIZE:
                     proof.make()
                 found = parse_index(
-                    self._read, block.offset, block.length, proof, is_delta=is_delta, path=self.path
+                    self.read, block.offset, block.length, proof, is_delta=is_delta, path=self.path
                 )
                 if is_delta:
                     end = self.document.disks[disk].partitions[partition].block_end
@@ -191,7 +211,7 @@ class ImageFile:
                 self._indexes[disk, partition] = found
             return found
 
-    def _read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the file that has not changed since it was opened."""
         reader = self.reader()
         data = reader.read_at(offset, length)
@@ -201,7 +221,7 @@ class ImageFile:
 
     def metadata_blocks(self) -> Iterator[MetadataBlock]:
         """Yield every metadata block of the file."""
-        yield from self._root
+        yield from self.root
         for disk in self.lists:
             yield from disk.disk
             for blocks in disk.partitions:
@@ -216,6 +236,8 @@ class ImageFile:
                     self._check_hash(block)
                 except DamagedError as error:
                     bad.append(BadBlock(self.path, None, None, error.what))
+            if isinstance(self._own, FormatError):
+                bad.append(BadBlock(self.path, None, None, self._own.what))
             for place in sorted(self.places):
                 self.index(*place)
         except FormatError as error:
@@ -282,6 +304,27 @@ def _read_lists(
             f"the metadata lists end at {offset}, not at the root list at {root_offset}", path=path
         )
     return lists
+
+
+def _read_own(
+    reader: FileReader, root: Sequence[MetadataBlock], document: Document, path: Path
+) -> OwnRecord | FormatError:
+    """Return what an $IMAGEFS block says, or why that can't be told."""
+    blocks = [block for block in root if block.name == layout.OWN]
+    if not blocks:
+        return OwnRecord()
+    try:
+        if len(blocks) > 1 or blocks[0].is_compressed or blocks[0].is_encrypted:
+            raise DamagedError("$IMAGEFS is there twice, or not plain", path=path)
+        own = parse_own(_payload(reader, blocks[0], path), path)
+        parts = dict(document.partitions())
+        for entry in own.unreadable:
+            part = parts.get((entry.disk, entry.partition))
+            if part is None or entry.offset + entry.length > part.length:
+                raise DamagedError("$IMAGEFS: unreadable bytes outside of every partition", path=path)
+    except (DamagedError, UnsupportedError) as error:
+        return error
+    return own
 
 
 def _payload(

@@ -87,6 +87,11 @@ class ElementTable:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def offset(self) -> int:
+        """Where the first row stands in the file."""
+        return self._offset
+
     def rows(self, first: int, end: int) -> Elements:
         """Return the rows from ``first`` up to ``end``, fewer where the table ends before."""
         count = min(end, self._count) - first

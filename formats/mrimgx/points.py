@@ -7,8 +7,17 @@ from pathlib import Path
 
 from formats import partition_table
 from formats.blockreader import BlockReader, BytesReader, ConcatReader
-from formats.container import Check, Container, Disk, Partition, Point, Role
-from formats.errors import DamagedError, FormatError, IncompleteSetError, UnsupportedError
+from formats.container import (
+    Check,
+    Container,
+    Disk,
+    FileAuthentication,
+    Partition,
+    Point,
+    Role,
+    UnreadableSource,
+)
+from formats.errors import DamagedError, ForgedError, FormatError, IncompleteSetError, UnsupportedError
 from formats.mrimgx import checks
 from formats.mrimgx.backup_set import Chain, Members, check_shape, scan_files
 from formats.mrimgx.document import DiskRecord
@@ -88,14 +97,14 @@ class MrimgxPartition(Partition):
         reserved, blocks = self.indexes
         first = min(record.data_offset, record.length)
         data_size = min(blocks.count * record.block_size, record.length - first)
+        require = self._point.require_key
         pieces: list[tuple[int, BlockReader]] = [
-            (first, BlocksReader(store, blocks, self.place, record.block_size, data_size))
+            (first, BlocksReader(store, blocks, self.place, record.block_size, data_size, require))
         ]
         if record.reserved_length:
             place, size = self.place.reserved(), record.reserved_length
-            pieces.append(
-                (record.boot_sector_offset, BlocksReader(store, reserved, place, RESERVED_BLOCK_SIZE, size))
-            )
+            reader = BlocksReader(store, reserved, place, RESERVED_BLOCK_SIZE, size, require)
+            pieces.append((record.boot_sector_offset, reader))
         try:
             return ConcatReader.from_placed(record.length, pieces)
         except ValueError:
@@ -226,9 +235,37 @@ class MrimgxPoint(Point):
         return self.problem.missing if isinstance(self.problem, IncompleteSetError) else ()
 
     def require_key(self) -> None:
-        """Raise PasswordError while the point is locked: its own file, or one that it builds upon."""
-        for image in (self.image,) if isinstance(self._chain, FormatError) else self._chain.files:
-            self.members.cipher(image)
+        """Raise PasswordError while the point is locked: its own file, or one that it builds upon.
+
+        Raises ForgedError when one of those is forged.
+        """
+        chain = Chain((self.image,)) if isinstance(self._chain, FormatError) else self._chain
+        self.members.require(chain)
+
+    @property
+    def unreadable(self) -> Sequence[UnreadableSource]:
+        """What of the source could not be read; raises DamagedError."""
+        document = self.image.document
+        return tuple(
+            UnreadableSource(
+                BlockPlace.of(document, (entry.disk, entry.partition)).partition, entry.offset, entry.length
+            )
+            for entry in self.image.own.unreadable
+        )
+
+    @property
+    def excluded(self) -> Sequence[str]:
+        """The patterns of files whose contents were left out as asked; raises DamagedError."""
+        return self.image.own.excluded
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Paths of files whose contents were left out; raises DamagedError."""
+        return self.image.own.left_out
+
+    def authentication(self) -> Sequence[FileAuthentication]:
+        """Return the state of each file that the point uses; none while it is locked or not encrypted."""
+        return checks.states(self.members, checks.files_of(self)) if self.members.is_encrypted else ()
 
     def blocks_to_check(self) -> int:
         """Count the stored blocks at this point."""
@@ -258,10 +295,18 @@ class MrimgxSet(Container):
         return self.members.is_encrypted
 
     def unlock(self, password: str) -> None:
-        """Make the data readable; raises PasswordError when the password is wrong, if only for ``point``."""
+        """Make the data readable; raises PasswordError when the password is wrong, if only for ``point``.
+
+        What is forged is told by who reads it.
+        """
         self.members.unlock(password)
         if self.point is not None:
-            self.point.require_key()
+            with suppress(ForgedError):
+                self.point.require_key()
+
+    def authentication(self) -> Sequence[FileAuthentication]:
+        """Return the state of each file; none while the set is locked or not encrypted."""
+        return checks.states(self.members, self.members.files)
 
     def blocks_to_check(self) -> int:
         """Count the stored blocks of all points, each file's own."""

@@ -14,6 +14,7 @@ from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.document import Document
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import Element, ResolvedIndex, stored
+from formats.mrimgx.tag_table import BlockTags
 
 _PASSING = 4  # blocks: a read of so many comes from a reader that goes on and does not come back
 
@@ -35,6 +36,7 @@ class BlockPlace:
     partition: str  # as in the tree: "disk4/p1"
     disk_number: int
     partition_number: int
+    is_reserved: bool = False  # an array of reserved sectors
 
     @classmethod
     def of(cls, document: Document, place: tuple[int, int]) -> "BlockPlace":
@@ -45,7 +47,7 @@ class BlockPlace:
 
     def reserved(self) -> "BlockPlace":
         """Return the place of the partition's reserved sectors, which count on their own."""
-        return replace(self, partition=f"{self.partition} reserved sectors")
+        return replace(self, partition=f"{self.partition} reserved sectors", is_reserved=True)
 
 
 class BlockStore:
@@ -57,7 +59,9 @@ class BlockStore:
     def __init__(self, holder: Callable[[int], ImageFile], cache: BlockCache) -> None:
         self.holder = holder
         self.cache = cache
+        # Of each encrypted file what decrypts it, or why it must not be read; of others at most the latter.
         self.ciphers: Mapping[ImageFile, BlockCipher | FormatError] = {}
+        self.tags: Mapping[ImageFile, BlockTags] = {}  # of the authenticated files
 
     def block(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
         """Return a stored block's plain bytes from the cache or the file; see ``decode``."""
@@ -71,9 +75,13 @@ class BlockStore:
     def decode(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
         """Return a stored block's plain bytes: at most ``size``, and as its MD5 says.
 
-        Raises DamagedBlockError when they are not to be had, PasswordError when the set is locked.
+        Raises DamagedBlockError when they are not to be had, PasswordError when the set is locked and
+        ForgedError when the file that holds the block is forged.
         """
         image = self.holder(element.file_number)
+        cipher = self.ciphers.get(image)
+        if isinstance(cipher, FormatError):
+            raise cipher.with_traceback(None)
 
         def bad(reason: str) -> DamagedBlockError:
             return DamagedBlockError(reason, path=image.path, partition=place.partition, block=number)
@@ -86,9 +94,15 @@ class BlockStore:
         if element.position < 0 or element.position + element.length > image.data_end:
             raise bad(f"the index points outside the file, to {element.position}+{element.length}")
         data = image.reader().read_at(element.position, element.length)
-        cipher = self.ciphers.get(image)
-        if isinstance(cipher, FormatError):
-            raise cipher
+        tags = self.tags.get(image)
+        if tags is not None:
+            # Before anything else is done with them: nothing but the tag vouches for the bytes as stored.
+            key = place.disk_number, place.partition_number, place.is_reserved
+            tag = tags.tag(key, number, element)
+            if isinstance(tag, str):
+                raise bad(tag)
+            if not tags.fits(tag, data):
+                raise bad("its tag does not fit: the stored bytes are not those that were written")
         if cipher is not None:
             if element.length % AES_BLOCK_SIZE:
                 raise bad(f"stored length {element.length} is not a multiple of 16 in an encrypted file")
@@ -107,16 +121,34 @@ class BlockStore:
 
 
 class BlocksReader(BlockReader):
-    """An array of blocks: block i covers the bytes from ``i * block_size``."""
+    """An array of blocks: block i covers the bytes from ``i * block_size``.
+
+    ``require`` raises FormatError while the index must not be believed: a locked one, a forged one.
+    """
 
     def __init__(
-        self, store: BlockStore, index: ResolvedIndex, place: BlockPlace, block_size: int, size: int
+        self,
+        store: BlockStore,
+        index: ResolvedIndex,
+        place: BlockPlace,
+        block_size: int,
+        size: int,
+        require: Callable[[], None],
     ) -> None:
         super().__init__(size)
+        self._require = require
+        self._allowed = False
         self._store = store
         self._index = index
         self._place = place
         self._block_size = block_size
+
+    def _check(self, offset: int, length: int) -> None:
+        """Check a range; every way of asking for one comes through here."""
+        super()._check(offset, length)
+        if not self._allowed:
+            self._require()
+            self._allowed = True
 
     def _read(self, offset: int, length: int) -> bytes:
         passing = length >= _PASSING * self._block_size

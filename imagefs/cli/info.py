@@ -1,10 +1,13 @@
 """``imagefs info``: what one image file holds."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from rich.markup import escape
 
 from formats.errors import NotAnImageError
 from imagefs.cli.common import ImageArgument, Json, columns, name_text, opened, output, print_json, size_text
-from imagefs.report import info_document
+from imagefs.report import info_document, unreadable_text
 
 
 def info(image: ImageArgument, json: Json = False) -> None:
@@ -33,6 +36,8 @@ def info(image: ImageArgument, json: Json = False) -> None:
     }
     for key, value in rows.items():
         output.print(f"{key:<12} {value}")
+    for line in _not_taken(document):
+        output.print(line)
     for disk in document["disks"]:
         output.print(
             f"\n[bold]{disk['name']}[/bold]  {size_text(disk['size'])}, {disk['scheme']},"
@@ -52,3 +57,16 @@ def info(image: ImageArgument, json: Json = False) -> None:
         ]
         for line in columns(table, right=(3, 4)):
             output.print(line)
+
+
+def _not_taken(document: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for what is not in the image: bytes that could not be read, files that were left out."""
+    if document["unreadable"] is None:
+        yield "[red]damaged[/red]      the record of what was left out and what could not be read"
+        return
+    for entry in document["unreadable"]:
+        yield f"[red]unreadable[/red]   {escape(unreadable_text(entry))}"
+    if document["excluded"]:
+        yield f"{'excluded':<12} {escape(name_text(', '.join(document['excluded'])))}"
+    if document["left_out"]:
+        yield f"{'left out':<12} {len(document['left_out'])} files, listed by --json"
