@@ -1,4 +1,4 @@
-"""Loop devices with partitions, and mounts of them; each is undone by its own handle."""
+"""Disks as sources: loop devices with partitions, and mounts of them, each undone by its own handle."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fixtures.content import noise
+from fixtures.partition_tables import MIB, BuiltDisk, Volume, gpt_disk, mbr_disk
 from fixtures.tools import MissingToolError, ToolError, run
 from fixtures.volumes import loop_device
+from imagefs.imaging.sources import SourceDisk, open_source
 from tests.conftest import missing
 
 
@@ -80,3 +83,37 @@ def swapped_on(device: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             run("swapoff", device)
+
+
+# --- Disks ---
+
+
+def only_disk(path: Path, **options: object) -> SourceDisk:
+    """Open a source that gives no warnings, and return its only disk, closed."""
+    with open_source(path, **options) as source:  # type: ignore[arg-type]
+        source.check()
+        assert source.warnings == ()
+        (disk,) = source.disks
+    return disk
+
+
+def layout(disk: SourceDisk) -> list[tuple[int, int, int]]:
+    return [(part.number, part.offset, part.size) for part in disk.partitions]
+
+
+def volume_of(folder: Path, name: str, size: int, seed: int) -> Volume:
+    path = folder / f"{name}.volume"
+    path.write_bytes(noise(seed, 0, size))
+    return Volume(path, size, "unknown")
+
+
+def logical_disk(folder: Path) -> BuiltDisk:
+    """Make an MBR disk with a primary partition and three logical ones."""
+    volumes = [volume_of(folder, str(number), (number + 2) * MIB, number) for number in range(4)]
+    return mbr_disk(folder / "logical.raw", volumes[:1], volumes[1:])
+
+
+def two_partitions(folder: Path) -> BuiltDisk:
+    """Make a GPT disk with two partitions of noise."""
+    volumes = [volume_of(folder, str(number), 24 * MIB, number) for number in range(2)]
+    return gpt_disk(folder / "two.raw", volumes, "0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E3AA")
