@@ -7,11 +7,15 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
-	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs sleuthkit genisoimage parted attr
+	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs btrfs-progs sleuthkit genisoimage parted attr
 PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
-	mke2fs fls genisoimage parted setfattr
+	mke2fs mkfs.btrfs fls genisoimage parted setfattr
 
-.PHONY: setup packages demo test bench lint format clean
+# What `make test-vm` needs beyond that.
+VM_PACKAGES := qemu-system-x86 debootstrap cpio dpkg
+VM_PROBE := qemu-system-x86_64 debootstrap cpio dpkg-deb
+
+.PHONY: setup packages vm-packages demo test test-vm bench lint format clean
 
 setup: packages $(VENV)/.installed
 
@@ -37,6 +41,19 @@ demo: setup
 
 test: setup
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest
+
+vm-packages:
+	@missing=""; for tool in $(VM_PROBE); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing packages for:$$missing"; \
+		$(SUDO) apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(VM_PACKAGES); \
+	fi
+
+# In a virtual machine, some minutes: what needs devices, volumes and signals of its own. Needs root.
+test-vm: setup vm-packages
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.vm
 
 bench: setup
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.benchmarks
