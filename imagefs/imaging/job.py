@@ -26,7 +26,7 @@ from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import ResolvedIndex
 from formats.mrimgx.new_document import NewFile
 from imagefs.imaging.errors import ImagingError, RefusedError, TargetWriteError, UsageError
-from imagefs.imaging.lock import SetLock
+from imagefs.imaging.lock import SetLock, remove_stale
 from imagefs.imaging.matching import Parent, find_parent, open_parent
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progress
 from imagefs.imaging.plan import Plan, make_plan
@@ -60,6 +60,7 @@ def backup(
             target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(error, target) from error
+        remove_stale(target)
         _refuse_unfinished(target, opened.path, plan, listener)
         run, parent = _begin(target, opened, plan, options, password, owned, listener)
         with _naming(run, listener):

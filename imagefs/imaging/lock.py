@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
 from typing import Any, Self
 
-from imagefs.imaging.errors import RefusedError
+from imagefs.imaging.errors import ImagingError, RefusedError
 from imagefs.imaging.target import write_error
 
 try:
@@ -17,6 +18,7 @@ except ImportError:  # Windows: the file's own word decides
     fcntl = None  # type: ignore[assignment]
 
 _SETTLE_SECONDS = 0.2  # in which another's word would be there, where the system has no locks
+_NAME = re.compile(r"[0-9A-F]{16}\.lock")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -94,6 +96,22 @@ class SetLock:
                 self.path.unlink()
         os.close(self._fd)
         self._fd = -1
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the locks that holders on this machine left behind when they were killed."""
+    for path in folder.glob("*.lock"):
+        if not _NAME.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError, ImagingError):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                holder = _read(fd)
+            finally:
+                os.close(fd)
+            if holder and not _is_elsewhere(holder) and not _is_alive(holder):
+                with SetLock(folder, path.stem):
+                    pass
 
 
 def _self() -> dict[str, Any]:
