@@ -56,6 +56,15 @@ class BlockReader(ABC):
         self._check(offset, length)
         return self._read(offset, length) if length else b""
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer``, which is writable bytes, from ``offset`` on; else as ``read_at``.
+
+        Where memory is used again for each of many long reads, this is what spares getting it anew.
+        """
+        self._check(offset, len(buffer))
+        if buffer:
+            self._read_into(offset, buffer)
+
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """Yield the data and hole runs of a range, in order, without gaps, neighbours merged.
 
@@ -92,6 +101,9 @@ class BlockReader(ABC):
 
     @abstractmethod
     def _read(self, offset: int, length: int) -> bytes: ...
+
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self._read(offset, len(buffer))
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, True)
@@ -207,6 +219,9 @@ class SliceReader(BlockReader):
 
     def _read(self, offset: int, length: int) -> bytes:
         return self._lower.read_at(self._offset + offset, length)
+
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        self._lower.read_into(self._offset + offset, buffer)
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         return self._lower.read_cached(self._offset + offset, length)

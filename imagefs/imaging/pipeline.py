@@ -7,10 +7,12 @@ by the tasks in flight, ``2 * workers + 4``, each with at most 1 MiB of plain an
 
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,8 @@ from imagefs.imaging.errors import SourceReadError
 
 MOST_WORKERS = 32
 TASK_BLOCKS = 16
+_NO_HASH = bytes(16)
+_KEPT = 31 * 1024 * 1024  # below the 32 MiB up to which glibc learns
 _WINDOW = 1024  # blocks whose state is looked at together: 64 MiB as a rule
 Runs = npt.NDArray[np.int64]  # (n, 2): start and end of each
 Encode = Callable[[memoryview, int, int, int], bytes]  # plain bytes, disk, partition, block -> stored bytes
@@ -67,7 +71,7 @@ class Task:
     end: int
     runs: tuple[tuple[int, int], ...]  # (first block, number of blocks), ascending
     gaps: tuple[tuple[int, int], ...]  # free bytes of the reader inside these blocks: they become zeros
-    known: dict[int, bytes]  # the MD5 that a block had before
+    known: bytes  # the MD5s that the blocks of the runs had before, 16 bytes each; zeros for a new one
     freed: tuple[int, ...]  # blocks that were stored before and hold nothing now
 
 
@@ -132,31 +136,36 @@ def _plan_window(array: BlockArray, number: int, first: int, end: int) -> Iterat
     before = None
     freed: npt.NDArray[np.intp] = np.empty(0, np.intp)
     if array.parent is not None:
-        elements = array.parent.elements(first, end)
+        elements = array.parent.elements(first, end).copy()
         before = stored(elements)
         freed = np.flatnonzero(before & ~states)
-        hashes = elements["md5"].tobytes()
+        elements["md5"][~before] = 0
     if not len(rows):
         if len(freed):
-            yield Task(number, end, (), (), {}, tuple((freed + first).tolist()))
+            yield Task(number, end, (), (), b"", tuple((freed + first).tolist()))
         return
     for group in range(0, len(rows), TASK_BLOCKS):
         mine = rows[group : group + TASK_BLOCKS]
         is_last = group + TASK_BLOCKS >= len(rows)
         low, stop = int(mine[0]) if group else 0, end - first if is_last else int(rows[group + TASK_BLOCKS])
-        breaks = np.flatnonzero(np.diff(mine) != 1) + 1
-        firsts, counts = mine[[0, *breaks]], np.diff([0, *breaks, len(mine)])
-        known = {}
-        if before is not None:
-            known = {row + first: hashes[16 * row : 16 * row + 16] for row in mine.tolist() if before[row]}
         yield Task(
             array=number,
             end=first + stop,
-            runs=tuple(zip((firsts + first).tolist(), counts.tolist(), strict=True)),
+            runs=_contiguous(mine, first),
             gaps=_gaps(array, runs, first + int(mine[0]), first + int(mine[-1]) + 1),
-            known=known,
-            freed=tuple((freed[(freed >= low) & (freed < stop)] + first).tolist()),
+            known=elements["md5"][mine].tobytes() if before is not None else b"",
+            freed=tuple((freed[(freed >= low) & (freed < stop)] + first).tolist()) if len(freed) else (),
         )
+
+
+def _contiguous(rows: npt.NDArray[np.intp], first: int) -> tuple[tuple[int, int], ...]:
+    """Return runs of ascending block numbers, counted from ``first``: (first block, number of blocks)."""
+    count, start = len(rows), int(rows[0])
+    if int(rows[-1]) - start == count - 1:
+        return ((first + start, count),)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    firsts, counts = rows[[0, *breaks]], np.diff([0, *breaks, count])
+    return tuple(zip((firsts + first).tolist(), counts.tolist(), strict=True))
 
 
 def _gaps(array: BlockArray, runs: Runs, first: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -170,6 +179,28 @@ def _gaps(array: BlockArray, runs: Runs, first: int, end: int) -> tuple[tuple[in
     edges = [low, *runs[top:bottom].ravel().tolist(), high]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return tuple((start, stop) for start, stop in pairs if start < stop)
+
+
+class _Memory(threading.local):
+    """Memory that a thread reads into again and again: getting it anew each time costs more than reading."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray())
+
+    def get(self, length: int) -> memoryview:
+        """Return so many bytes, with whatever is in them."""
+        if len(self._view) < length:
+            self._view = memoryview(bytearray(length))
+        return self._view[:length]
+
+
+def _keep_memory() -> None:
+    """Have the C library keep the memory of stored blocks, which come and go, for those that follow.
+
+    glibc returns free memory to the system above twice the largest block that it mapped and freed (mallopt(3),
+    M_TRIM_THRESHOLD): without this one, getting it back costs a page fault for each 4 KiB that is stored.
+    """
+    bytes(_KEPT)  # never touched, so it costs nothing
 
 
 class Encoder:
@@ -187,6 +218,8 @@ class Encoder:
         self._encode = encode  # None: hashes alone
         self._tag = tag
         self._skip_bad = skip_bad
+        self._memory = _Memory()
+        _keep_memory()
 
     def __call__(self, task: Task) -> Result:
         """Read a task's blocks and encode those that are not as before.
@@ -194,24 +227,25 @@ class Encoder:
         Raises SourceReadError where the source can't be read, unless bad ranges are to be skipped.
         """
         array = self._arrays[task.array]
-        encoded = [Encoded(block, bytes(16), b"", b"") for block in task.freed]
+        size, known, encode = array.block_size, task.known, self._encode
+        encoded = [Encoded(block, _NO_HASH, b"", b"") for block in task.freed]
         unreadable: list[tuple[int, int]] = []
         total = unchanged = 0
+        place = 0  # in ``known``
         for first, count in task.runs:
-            data = self._read(array, first, count, task.gaps, unreadable)
-            total += len(data)
-            view = memoryview(data)
+            view = self._read(array, first, count, task.gaps, unreadable)
+            total += len(view)
             for block in range(first, first + count):
-                at = (block - first) * array.block_size
-                plain = view[at : at + array.block_size]
+                plain = view[(block - first) * size : (block - first + 1) * size]
                 md5 = hashlib.md5(plain, usedforsecurity=False).digest()
-                if task.known.get(block) == md5:
+                if known[place : place + 16] == md5:
                     unchanged += 1
-                elif self._encode is None:
+                elif encode is None:
                     encoded.append(Encoded(block, md5, b"", b""))
                 else:
-                    kept = self._encode(plain, array.disk_number, array.partition_number, block)
+                    kept = encode(plain, array.disk_number, array.partition_number, block)
                     encoded.append(Encoded(block, md5, kept, self._tag(kept)))
+                place += 16
         if task.freed:
             encoded.sort()
         return Result(task, tuple(encoded), unchanged, total, tuple(unreadable))
@@ -223,22 +257,20 @@ class Encoder:
         count: int,
         gaps: Sequence[tuple[int, int]],
         unreadable: list[tuple[int, int]],
-    ) -> bytes | bytearray:
-        """Return the bytes of some blocks, free ones as zeros."""
+    ) -> memoryview:
+        """Return the bytes of some blocks, free ones as zeros; they hold until this thread reads again."""
         offset = array.start + first * array.block_size
         length = min(count * array.block_size, array.start + array.size - offset)
-        data: bytes | bytearray
+        view = self._memory.get(length)
         try:
-            data = array.reader.read_at(offset, length)
+            array.reader.read_into(offset, view)
         except (ReadError, SourceReadError) as error:
-            data = self._read_what_can_be(array, offset, length, gaps, unreadable, error)
-        inside = [(max(low, offset), min(high, offset + length)) for low, high in gaps]
-        inside = [(low - offset, high - offset) for low, high in inside if low < high]
-        if inside:
-            data = bytearray(data)
-            for low, high in inside:
-                data[low:high] = bytes(high - low)
-        return data
+            view[:] = self._read_what_can_be(array, offset, length, gaps, unreadable, error)
+        for low, high in gaps:
+            start, end = max(low, offset) - offset, min(high, offset + length) - offset
+            if start < end:
+                view[start:end] = bytes(end - start)
+        return view
 
     def _read_what_can_be(
         self,
@@ -280,19 +312,76 @@ class Encoder:
 _SECTOR = 512  # bytes; what is tried by itself where a longer read fails
 
 
+class _Work:
+    """A task that was handed out, and what came of it."""
+
+    __slots__ = ("error", "finished", "result", "task")
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+        self.finished = threading.Lock()
+        self.finished.acquire()
+
+    def do(self, encoder: Callable[[Task], Result]) -> None:
+        try:
+            self.result = encoder(self.task)
+        except BaseException as error:  # told where the results are taken
+            self.error = error
+        finally:
+            self.finished.release()
+
+
 def in_order(
     encoder: Callable[[Task], Result], tasks: Iterator[Task], threads: int
 ) -> Generator[Result, None, None]:
-    """Yield the results of tasks in their order, with a bounded number of them in flight."""
+    """Yield the results of tasks in their order, with a bounded number of them in flight.
+
+    Who takes the results is one of the ``threads``: it does tasks itself while the next result is not there,
+    instead of waiting to be woken.
+    """
     limit = 2 * threads + 4
-    running: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads, "imaging")
+    running: deque[_Work] = deque()
+    queue: SimpleQueue[_Work | None] = SimpleQueue()
+
+    def serve() -> None:
+        while (work := queue.get()) is not None:
+            work.do(encoder)
+
+    helpers = [threading.Thread(target=serve, name=f"imaging-{n}", daemon=True) for n in range(1, threads)]
+    for helper in helpers:
+        helper.start()
     try:
-        for task in tasks:
-            running.append(pool.submit(encoder, task))
-            if len(running) >= limit:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        more = True
+        while more or running:
+            while more and len(running) < limit:
+                task = next(tasks, None)
+                if task is None:
+                    more = False
+                else:
+                    running.append(_Work(task))
+                    queue.put(running[-1])
+            if not running:
+                break
+            while not running[0].finished.acquire(blocking=False):
+                try:
+                    waiting = queue.get_nowait()
+                except Empty:
+                    running[0].finished.acquire()
+                    break
+                if waiting is not None:
+                    waiting.do(encoder)
+            work = running.popleft()
+            if work.error is not None:
+                raise work.error
+            assert work.result is not None
+            yield work.result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                queue.get_nowait()
+        for _ in helpers:
+            queue.put(None)
+        for helper in helpers:
+            helper.join()

@@ -73,6 +73,14 @@ class RawReader(BlockReader):
                 f"{error.strerror or error} at {place}+{lost}", path=self.path, offset=place, length=lost
             ) from error
 
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        try:
+            done = 0 if self.direct else os.preadv(self._fd, [buffer], offset)
+        except OSError:
+            done = 0  # what fails, and where, is found out by reading again
+        if done < len(buffer):
+            buffer[done:] = self._read(offset + done, len(buffer) - done)
+
     def _read_range(self, offset: int, length: int) -> bytes:
         """Read a range whole; raises what the operating system does."""
         pieces = []
