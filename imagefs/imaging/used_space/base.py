@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.errors import DamagedError
-from imagefs.imaging.used_space.cluster_runs import clip_and_merge, mark, parts_inside, runs_of
+from imagefs.imaging.used_space.cluster_runs import (
+    NO_RUNS,
+    clip_and_merge,
+    mark,
+    parts_inside,
+    runs_of,
+    union,
+)
 
 PIECE = 1 << 20  # clusters looked at together, a byte for each; a multiple of 8
 
@@ -141,7 +148,7 @@ class MappedVolume(WholeVolume):
         self.left_out = tuple(left_out)
         self._first = facts.first_cluster
         self._clusters = clusters
-        self._holes = np.empty((0, 2), np.int64) if holes is None else holes[np.argsort(holes[:, 0])]
+        self._holes = NO_RUNS if holes is None else union(holes)
         self._piece = piece
         self._exact = exact
         self._number = -1  # of the piece that is kept

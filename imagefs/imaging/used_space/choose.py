@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.detect import recognise, signatures
@@ -35,9 +37,10 @@ _OTHERS = (
     *(_Mark("Linux RAID", offset, b"\xfc\x4e\x2b\xa9") for offset in (0, 4096)),
     *(_Mark("swap space", page - 10, b"SWAPSPACE2") for page in (4096, 8192, 16384, 65536)),
     _Mark("bcache", 4096 + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
-    _Mark("ZFS", 16384 + 8, b"\0\0\0\0\0\0\0\1\0\0\0\0"),  # the start of its list of names and values
     _Mark("BitLocker To Go", 424, bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")),
 )
+_ZFS_RING = 128 << 10  # bytes, and its offset; its records have 1 KiB or more
+_ZFS_MAGIC = (0x00BAB10C, 0x0CB1BA0000000000)
 
 
 def used_space(
@@ -56,7 +59,7 @@ def used_space(
     """
     families = signatures(volume)
     family = recognise(volume) or "unknown"
-    others = [mark.name for mark in _OTHERS if _bears(volume, mark)]
+    others = [mark.name for mark in _OTHERS if _bears(volume, mark)] + ["ZFS"] * _bears_zfs(volume)
     if family == "unknown" or others or len(families) > 1:
         warnings = []
         if family != "unknown":
@@ -72,6 +75,14 @@ def used_space(
         return WholeVolume(
             volume.size, Facts("unknown", sector_size=sector_size), [f"{error}: all of the volume is stored"]
         )
+
+
+def _bears_zfs(volume: BlockReader) -> bool:
+    """Whether there are records of a pool's states: a ring of them, in the order of bytes of its machine."""
+    if volume.size < 2 * _ZFS_RING:
+        return False
+    found = np.frombuffer(volume.read_at(_ZFS_RING, _ZFS_RING), "<u8")[:: 1024 // 8]
+    return bool(max(np.count_nonzero(found == magic) for magic in _ZFS_MAGIC) >= 4)
 
 
 def _bears(volume: BlockReader, mark: _Mark) -> bool:

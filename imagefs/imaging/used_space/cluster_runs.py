@@ -58,9 +58,13 @@ def _inside(runs: Runs, points: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def parts_inside(runs: Runs, first: int, count: int) -> Runs:
-    """Return the parts of some runs that lie in ``count`` items from ``first``, counted from there."""
-    touching = runs[(runs[:, 0] < first + count) & (runs[:, 1] > first)]
-    return np.clip(touching - first, 0, count)
+    """Return the parts of some runs that lie in ``count`` items from ``first``, counted from there.
+
+    The runs are ascending and don't overlap.
+    """
+    start = np.searchsorted(runs[:, 1], first, side="right")
+    end = np.searchsorted(runs[:, 0], first + count, side="left")
+    return np.clip(runs[start:end] - first, 0, count)
 
 
 def mark(runs: Runs, count: int) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from imagefs.imaging.used_space.base import (
 )
 from imagefs.imaging.used_space.cluster_runs import union
 from imagefs.imaging.used_space.fat_files import excluded_files
-from imagefs.imaging.used_space.ntfs_files import LeftOut
+from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.options import STORED_WHOLE, Options
 
 _BITMAP, _UPCASE = 0x81, 0x82  # directory entries
@@ -90,11 +90,9 @@ def _open_map(fs: FatFileSystem, geometry: Geometry, is_second: bool) -> tuple[E
         if kind == _BITMAP:
             if size < needed:
                 raise DamagedError(f"exFAT: a bitmap of {size} bytes for {geometry.clusters} clusters")
-            if (
-                bitmaps.setdefault(content[at + 1] & 1, found := fs.system_file(first, size, "bitmap"))
-                != found
-            ):
+            if content[at + 1] & 1 in bitmaps:
                 raise DamagedError("exFAT: two bitmaps for one FAT")
+            bitmaps[content[at + 1] & 1] = fs.system_file(first, size, "exFAT: a bitmap")
     if int(is_second) not in bitmaps:
         raise DamagedError("exFAT: no bitmap for the FAT in use")
     runs = np.array([(run.start, (run.start or 0) + run.length) for run in places], np.int64).reshape(-1, 2)

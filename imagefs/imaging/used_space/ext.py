@@ -20,7 +20,7 @@ from imagefs.imaging.used_space.base import (
     UsedSpace,
     WholeVolume,
 )
-from imagefs.imaging.used_space.cluster_runs import mark, parts_inside
+from imagefs.imaging.used_space.cluster_runs import parts_inside
 from imagefs.imaging.used_space.ext_groups import Geometry, Groups, read_groups, structures
 from imagefs.imaging.used_space.options import STORED_WHOLE, Options
 
@@ -62,7 +62,7 @@ class ExtMap(ClusterMap):
             used = self._group(group)
             first = group * self._geometry.clusters_per_group
             own = parts_inside(tables, first, len(used))
-            if (mark(own, len(used)) & ~used).any():
+            if not all(used[start:end].all() for start, end in own.tolist()):
                 raise DamagedError(f"ext: the bitmap of group {group} calls its own structures free")
             free = len(used) - int(np.count_nonzero(used))
             if free != self._groups.free[group]:
@@ -75,7 +75,10 @@ class ExtMap(ClusterMap):
         first = group * self._geometry.clusters_per_group
         count = min(self._geometry.clusters_per_group, self._geometry.clusters - first)
         if self._groups.is_unused[group]:
-            return mark(parts_inside(self._own, first, count), count)
+            used = np.zeros(count, np.bool_)
+            for start, end in parts_inside(self._own, first, count).tolist():
+                used[start:end] = True
+            return used
         at = int(self._groups.bitmap[group]) * self._geometry.block_size
         raw = np.frombuffer(self._volume.read_at(at, -(-count // 8)), np.uint8)
         return np.unpackbits(raw, count=count, bitorder="little").view(np.bool_)

@@ -20,7 +20,7 @@ from imagefs.imaging.used_space.base import (
     WholeVolume,
 )
 from imagefs.imaging.used_space.fat_files import excluded_files
-from imagefs.imaging.used_space.ntfs_files import LeftOut
+from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.options import STORED_WHOLE, Options
 
 _BAD = {12: 0xFF7, 16: 0xFFF7, 32: 0x0FFF_FFF7}

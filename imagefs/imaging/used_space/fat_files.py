@@ -10,7 +10,7 @@ from imagefs.filesystems.fat_layout import Geometry
 from imagefs.filesystems.runs import Run
 from imagefs.imaging.used_space.base import Runs
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, subtract, union
-from imagefs.imaging.used_space.ntfs_files import LeftOut
+from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.patterns import Patterns
 from mounters.tree import NodeType
 

@@ -29,7 +29,8 @@ from imagefs.imaging.used_space.base import (
     WholeVolume,
 )
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, union
-from imagefs.imaging.used_space.ntfs_files import LeftOut, cluster_runs, excluded_files, paging_files
+from imagefs.imaging.used_space.left_out import LeftOut
+from imagefs.imaging.used_space.ntfs_files import cluster_runs, excluded_files, paging_files
 from imagefs.imaging.used_space.options import STORED_WHOLE, Options
 
 _BITMAP, _BAD_CLUSTERS = 6, 8  # file records

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,23 +23,12 @@ from imagefs.filesystems.ntfs_layout import (
 from imagefs.filesystems.ntfs_mft import MasterFileTable, find
 from imagefs.imaging.used_space.base import Runs
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, subtract, union
+from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.patterns import Patterns
 
 _PAGING = frozenset(("pagefile.sys", "hiberfil.sys", "swapfile.sys"))
 _RESERVED = 24  # records below are the file system's own, or kept for it
 _FILES_AT_ONCE = 1 << 14  # held against the files excluded
-
-
-class LeftOut(NamedTuple):
-    """Paths of files, and the clusters of their contents, in runs (start, end)."""
-
-    paths: tuple[str, ...] = ()
-    clusters: Runs = NO_RUNS
-
-    def __add__(self, other: "LeftOut") -> Self:  # type: ignore[override]
-        """Return both, a path that is in both once."""
-        paths = dict.fromkeys([*self.paths, *other.paths])
-        return type(self)(tuple(paths), union(np.concatenate([self.clusters, other.clusters])))
 
 
 class _Name(NamedTuple):
