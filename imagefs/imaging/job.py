@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
-from cryptography.hazmat.backends.openssl import backend
 
 from formats.container import Role
 from formats.errors import PasswordError
@@ -484,7 +483,6 @@ def _new_file(job: Mapping[str, Any], plan: Plan, parent: Parent | None, options
         software=(
             f"imagefs {version('imagefs')}",
             f"Zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}",
-            backend.openssl_version_text(),
         ),
         comment=options.comment,
         name=job["name"],

@@ -197,7 +197,7 @@ class _Memory(threading.local):
 def _keep_memory() -> None:
     """Have the C library keep the memory of stored blocks, which come and go, for those that follow.
 
-    glibc returns free memory to the system above twice the largest block that it mapped and freed (mallopt(3),
+    glibc returns free memory above twice the largest block that it mapped and freed (mallopt(3),
     M_TRIM_THRESHOLD): without this one, getting it back costs a page fault for each 4 KiB that is stored.
     """
     bytes(_KEPT)  # never touched, so it costs nothing
