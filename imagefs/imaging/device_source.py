@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -139,7 +140,12 @@ def _take_snapshot(
 
 
 def find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
-    """Return what uses the machine's devices; None, and a warning, where that can't be told and may be."""
+    """Return what uses the machine's devices; None, and a warning, where that can't be told and may be.
+
+    Where there is no Linux, and so no loop device, it is None without one.
+    """
+    if sys.platform != "linux":
+        return None
     try:
         return Uses()
     except RefusedError as error:

@@ -36,10 +36,11 @@ class RawReader(BlockReader):
             super().__init__(os.lseek(fd, 0, os.SEEK_END))
             # A buffered read fails by the page, and a file's blocks are its file system's.
             self._unit = max(unit, _PAGE) if self._is_file or not direct else unit
-            if direct and self.size:
+            if direct and self.size and hasattr(os, "O_DIRECT"):
                 self.direct = self._set_direct()
             self._unit = self._unit if self.direct else max(unit, _PAGE)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         except OSError as error:
             os.close(fd)
             raise SourceReadError(error.strerror or str(error), path=path, offset=0, length=0) from error

@@ -104,6 +104,13 @@ class SnapshotReader(BlockReader):
             self._snapshot.check()
             raise
 
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        try:
+            self._lower.read_into(offset, buffer)
+        except SourceReadError:
+            self._snapshot.check()
+            raise
+
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         return self._lower.extents(offset, length)
 

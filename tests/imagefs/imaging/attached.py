@@ -115,5 +115,5 @@ def logical_disk(folder: Path) -> BuiltDisk:
 
 def two_partitions(folder: Path) -> BuiltDisk:
     """Make a GPT disk with two partitions of noise."""
-    volumes = [volume_of(folder, str(number), 24 * MIB, number) for number in range(2)]
+    volumes = [volume_of(folder, str(number), 10 * MIB, number) for number in range(2)]
     return gpt_disk(folder / "two.raw", volumes, "0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E3AA")

@@ -46,6 +46,9 @@ def test_every_range(file: Path, direct: bool) -> None:
             ranges.append((offset, chance.randrange(min(SIZE - offset, 300_000) + 1)))
         for offset, length in [*ranges, (SIZE - 1, 1), (SIZE, 0)]:
             assert reader.read_at(offset, length) == data[offset : offset + length]
+            buffer = bytearray(length)
+            reader.read_into(offset, memoryview(buffer))
+            assert buffer == data[offset : offset + length]
         with pytest.raises(ValueError, match="outside"):
             reader.read_at(SIZE - 1, 2)
 
@@ -108,7 +111,10 @@ def test_the_unit_that_fails(tmp_path: Path, direct: bool, unit: int) -> None:
         for offset, length in ((0, 8 * MIB), (3 * MIB, MIB), (bad - 1, 2), (bad - 5000, 9000)):
             with pytest.raises(SourceReadError) as failed:
                 reader.read_at(offset, length)
+            with pytest.raises(SourceReadError) as into:
+                reader.read_into(offset, memoryview(bytearray(length)))
             lost = failed.value.offset, failed.value.length
+            assert (into.value.offset, into.value.length) == lost
             assert lost == (bad, min(unit, offset + length - bad)), (offset, length)
             assert f"at {bad}+" in str(failed.value)
             assert failed.value.path == node

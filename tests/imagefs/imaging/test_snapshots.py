@@ -185,6 +185,8 @@ def test_a_full_snapshots_reads_say_so(lvm: Lvm) -> None:
     lvm.rows["imagefs-1"] = row("imagefs-1", lv_attr="sri-I-s---", data_percent="100.00")
     with pytest.raises(SnapshotError, match="is full"):
         reader.read_at(0, 10)
+    with pytest.raises(SnapshotError, match="is full"):
+        reader.read_into(0, memoryview(bytearray(10)))
 
 
 # --- What dead runs left ---
