@@ -47,7 +47,7 @@ def prepare(folder: Path) -> tuple[Path, str, str]:
 
 
 def main() -> None:
-    """Show the main job: look, verify, copy, mount, read, unmount."""
+    """Show the main job: look, verify, copy, mount, read, unmount, back up."""
     with tempfile.TemporaryDirectory(prefix="imagefs-demo-") as name:
         folder = Path(name)
         image, volume, file = prepare(folder)
@@ -66,6 +66,11 @@ def main() -> None:
             through_mount = (mountpoint / volume / file).read_bytes()
         finally:
             show("imagefs", "umount", mountpoint)
+        made = folder / "made"
+        show("imagefs", "backup", image.name, made, "--verify")
+        show("imagefs", "backup", image.name, made)
+        show("imagefs", "points", made)
+        show("imagefs", "cat", sorted(made.iterdir())[-1], f"{volume}/{file}")
         if through_mount != (folder / Path(file).name).read_bytes():
             sys.exit("the mount and the copy differ")
     print("\nThe file read through the mount and the copy are the same; nothing is mounted any more.")
