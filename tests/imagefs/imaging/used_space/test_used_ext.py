@@ -87,7 +87,7 @@ def test_every_block_as_dumpe2fs_says(tmp_path: Path, kind: str) -> None:
 )
 def test_layouts(tmp_path: Path, options: list[str]) -> None:
     """Make a volume of many groups, most of them never used, and one too short for a group at its end."""
-    volume = create_file(tmp_path / "volume", 100 * MIB + 77 * 1024)
+    volume = create_file(tmp_path / "volume", 140 * MIB + 77 * 1024)
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(12):
