@@ -61,7 +61,7 @@ def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differentia
     reasons: list[str] = []
     reshaped, locked = False, ""
     problem: FormatError | None = None
-    fitting: list[tuple[float, MrimgxSet, MrimgxPoint]] = []
+    fitting: list[tuple[tuple[float, int], MrimgxSet, MrimgxPoint]] = []
     for container in sets:
         if not isinstance(container, MrimgxSet) or not container.points:
             continue
@@ -84,7 +84,9 @@ def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differentia
             reasons.append(f"{name} can't be built upon: {newest.problem}")
             problem = newest.problem
         else:
-            fitting.append((newest.created.timestamp(), container, newest))
+            # Times are recorded in whole seconds; of two sets of one second the file's own time tells.
+            age = newest.created.timestamp(), newest.image.path.stat().st_mtime_ns
+            fitting.append((age, container, newest))
     fitting.sort(key=lambda item: item[0])
     chosen: Parent | None = None
     if fitting:
