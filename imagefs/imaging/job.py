@@ -32,7 +32,7 @@ from imagefs.imaging.plan import Plan, make_plan
 from imagefs.imaging.run import Keys, Run
 from imagefs.imaging.sources import Source, open_source
 from imagefs.imaging.target import largest_file, write_error
-from imagefs.imaging.unfinished import SUFFIX, State, Unfinished, find_unfinished, is_unfinished
+from imagefs.imaging.unfinished import SUFFIX, State, Unfinished, find_unfinished, is_unfinished, sync_folder
 from imagefs.verify import check_all
 
 
@@ -57,6 +57,7 @@ def backup(
         plan = _plan(opened, options, listener)
         try:
             target.mkdir(parents=True, exist_ok=True)
+            sync_folder(target.parent)
         except OSError as error:
             raise write_error(error, target) from error
         remove_stale(target)
