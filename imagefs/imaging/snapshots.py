@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,7 @@ class Snapshot:
     origin: str  # "group/volume"
     thin: bool
     device: BlockDevice = field(init=False)
+    _holds_signals: bool = field(init=False, default=True)
 
     @property
     def path(self) -> Path:
@@ -85,7 +87,9 @@ class Snapshot:
         try:
             _remove(f"{self.group}/{self.name}")
         finally:
-            _Signals.release()
+            if self._holds_signals:
+                self._holds_signals = False
+                _Signals.release()
 
 
 class SnapshotReader(BlockReader):
@@ -227,7 +231,8 @@ class _Signals:
             cls._count -= 1
             if cls._count == 0 and threading.current_thread() is threading.main_thread():
                 for one in cls._replaced:
-                    signal.signal(one, signal.SIG_DFL)
+                    if signal.getsignal(one) in (_end, signal.SIG_IGN):  # else it is somebody's own by now
+                        signal.signal(one, signal.SIG_DFL)
                 cls._replaced = ()
 
 
@@ -270,27 +275,32 @@ def _remove(name: str, tries: int = _TRIES) -> None:
 
 
 def _lvm(command: str, *arguments: str) -> str:
-    """Run one of LVM's commands; raises SnapshotError with the line that it ends with."""
+    """Run one of LVM's commands; raises SnapshotError with the line that it ends with.
+
+    An interrupt waits for its end: half done it can leave a volume suspended, and all who write to it.
+    """
     environment = {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     environment["PATH"] = os.pathsep.join([environment.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     try:
-        # A session of its own: an interrupt from the terminal would end it half done.
-        done = subprocess.run(
-            [command, *arguments],
-            capture_output=True,
-            check=False,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        # In a thread, because a signal's exception is raised in the main one, wherever that is just then; and
+        # in a session of its own, where the terminal's interrupt doesn't reach it.
+        with ThreadPoolExecutor(1) as thread:
+            done = thread.submit(
+                subprocess.run,
+                [command, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                env=environment,
+                start_new_session=True,
+            ).result()
     except OSError as error:
         raise SnapshotError(
             f"{command}: {error.strerror}", hint="LVM's commands come with the package lvm2"
         ) from error
+    output, errors = (data.decode(errors="replace") for data in (done.stdout, done.stderr))
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in errors.splitlines() if line.strip()]
         said = lines[-1] if lines else f"exit code {done.returncode}"
         raise SnapshotError(f"{command}: {said}", hint="" if os.geteuid() == 0 else "LVM needs root")
-    return done.stdout
+    return output

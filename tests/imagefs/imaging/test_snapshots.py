@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -232,8 +233,27 @@ def test_signals_end_in_order_while_there_is_a_snapshot(lvm: Lvm, tmp_path: Path
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
     second.remove()
+    with pytest.raises(KeyError):
+        second.remove()  # gone already; counts once
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_somebody_elses_signal_handlers_stay(lvm: Lvm, tmp_path: Path) -> None:
+    def own(number: int, _: FrameType | None) -> None:
+        raise AssertionError(number)
+
+    try:
+        taken = snapshots.take(mapped(tmp_path, "vg-home"))
+        signal.signal(signal.SIGTERM, own)
+        taken.remove()
+        assert signal.getsignal(signal.SIGTERM) is own
+        snapshots.take(mapped(tmp_path, "vg-home")).remove()
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    snapshots.take(mapped(tmp_path, "vg-home")).remove()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_what_the_commands_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +271,21 @@ def test_what_the_commands_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "lvs").chmod(0o755)
     with pytest.raises(SnapshotError, match="can't be understood"):
         snapshots._volumes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_command_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Killed half way, lvcreate leaves the volume suspended."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    made = tmp_path / "lvcreate"
+    made.write_text(f"#!/bin/sh\nkill -{int(number)} $PPID\nsleep 1\ntouch {tmp_path}/ended\n")
+    made.chmod(0o755)
+    snapshots._Signals.acquire()
+    try:
+        with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt):
+            snapshots._lvm("lvcreate")
+    finally:
+        snapshots._Signals.release()
+    assert (tmp_path / "ended").exists()
