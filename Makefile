@@ -15,19 +15,30 @@ PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkf
 VM_PACKAGES := qemu-system-x86 debootstrap cpio dpkg
 VM_PROBE := qemu-system-x86_64 debootstrap cpio dpkg-deb
 
-.PHONY: setup packages vm-packages demo test test-vm bench lint format clean
+# What `make bench` compares with.
+BENCH_PACKAGES := qemu-utils zstd
+BENCH_PROBE := qemu-img zstd ntfsclone
+
+install = $(SUDO) apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(1)
+# $(call need,tools,packages): install the packages where one of the tools is missing.
+need = missing=""; for tool in $(1); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then echo "installing packages for:$$missing"; $(call install,$(2)); fi
+
+.PHONY: setup packages vm-packages bench-packages demo test test-vm bench lint format clean
 
 setup: packages $(VENV)/.installed
 
 packages:
-	@missing=""; for tool in $(PROBE); do \
-		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	ls /usr/include/fuse3/fuse.h >/dev/null 2>&1 || missing="$$missing libfuse3"; \
-	if [ -n "$$missing" ]; then \
-		echo "installing packages for:$$missing"; \
-		$(SUDO) apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(PACKAGES); \
-	fi
+	@$(call need,$(PROBE),$(PACKAGES))
+	@ls /usr/include/fuse3/fuse.h >/dev/null 2>&1 || { $(call install,libfuse3-dev); }
+
+vm-packages:
+	@$(call need,$(VM_PROBE),$(VM_PACKAGES))
+
+bench-packages:
+	@$(call need,$(BENCH_PROBE),$(BENCH_PACKAGES))
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,20 +53,11 @@ demo: setup
 test: setup
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest
 
-vm-packages:
-	@missing=""; for tool in $(VM_PROBE); do \
-		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	if [ -n "$$missing" ]; then \
-		echo "installing packages for:$$missing"; \
-		$(SUDO) apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(VM_PACKAGES); \
-	fi
-
 # In a virtual machine, some minutes: what needs devices, volumes and signals of its own. Needs root.
 test-vm: setup vm-packages
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.vm
 
-bench: setup
+bench: setup bench-packages
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.benchmarks
 
 lint: setup
