@@ -25,6 +25,7 @@ from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import ResolvedIndex
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE
 from formats.mrimgx.reader import BlockPlace, BlocksReader
+from formats.mrimgx.set_authentication import SetAuthentication
 
 
 class MrimgxPartition(Partition):
@@ -120,6 +121,7 @@ class MrimgxDisk(Disk):
         self._point = point
         self._at = at
         self._record = record = point.image.document.disks[at]
+        self._size: tuple[SetAuthentication, int] | None = None
         self.number = record.number
         self.name = record.name
         self.scheme = record.scheme
@@ -128,9 +130,15 @@ class MrimgxDisk(Disk):
             MrimgxPartition(point, at, number) for number in range(len(record.partitions))
         )
 
-    @cached_property
+    @property
     def size(self) -> int:
         """The disk's bytes: an incremental may record too few, its base and a GPT know better."""
+        known = self._point.members.authentication  # another one once the set is unlocked
+        if self._size is None or self._size[0] is not known:
+            self._size = known, self._find_size()
+        return self._size[1]
+
+    def _find_size(self) -> int:
         sizes = [self._record.size, *(record.size for record in self._earlier_records())]
         sizes += [part.offset + part.size for part in self.partitions]
         if self.scheme == "gpt":
@@ -139,10 +147,18 @@ class MrimgxDisk(Disk):
         return max(sizes)
 
     def _earlier_records(self) -> Iterator[DiskRecord]:
-        """Yield what the full indexes up to the point record of this disk; none where the base is missing."""
+        """Yield what the full indexes up to the point record of this disk; none where the base is missing.
+
+        An authenticated file believes none but its like: these need not be of its chain.
+        """
         number = self._point.file_number
+        known = self._point.members.authentication
         for image in self._point.members.with_index:
             document = image.document
+            if image in known.forged or (
+                self._point.image in known.authenticated and image not in known.authenticated
+            ):
+                continue
             if document.file_number <= number and not document.delta_index and self._at < len(document.disks):
                 yield document.disks[self._at]
 

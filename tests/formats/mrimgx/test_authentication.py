@@ -4,6 +4,7 @@ The sets are written, and forged with care, by an implementation that shares not
 """
 
 import datetime as dt
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import formats
 from fixtures import damage, disks
@@ -23,6 +26,7 @@ from fixtures.partition_tables import BuiltDisk
 from formats.container import BadBlock, FileState
 from formats.errors import DamagedBlockError, DamagedError, ForgedError, FormatError, PasswordError
 from formats.mrimgx.authentication import AuthenticationKeys
+from formats.mrimgx.own_blocks import parse_own
 from tests.formats.mrimgx.conftest import check_point, opened_point
 
 PASSWORD = "correct horse"
@@ -98,8 +102,7 @@ def never_others(folder: Path, sources: dict[str, tuple[BuiltDisk, ...]]) -> Non
 # --- Sound sets ---
 
 
-@pytest.mark.parametrize("aes", ["aes-128", "aes-256"])
-@pytest.mark.parametrize("compression", ["none", "medium"])
+@pytest.mark.parametrize(("aes", "compression"), [("aes-128", "none"), ("aes-256", "medium")])
 def test_every_kind_of_file_is_authenticated(
     plain: list[BuiltDisk], tmp_path: Path, aes: str, compression: str
 ) -> None:
@@ -393,6 +396,27 @@ def test_an_earlier_full_is_forged_for_all_that_need_it(plain: list[BuiltDisk], 
     shutil.copy(old.path, full.path)
     refused(full)
     refused(first)
+    check_point(second, PASSWORD)
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+def test_files_that_a_point_does_not_need_do_not_change_it(
+    plain: list[BuiltDisk], tmp_path: Path, stripped: bool
+) -> None:
+    """The size of a disk is the largest that the files up to a point tell: not of these."""
+    writer = new_writer(tmp_path)
+    full, second = writer.full([plain[0]]), writer.full([plain[1]])
+    if stripped:  # as if another program had begun the set
+        edit(full.path, strip)
+        full.tag = b""
+        writer._finish(second)
+    damage.set_json(full.path, 1 << 40, "disks", 0, "_geometry", "disk_size")
+    assert states(tmp_path)[second.path.name] is FileState.AUTHENTICATED
+    with formats.open_container(second.path) as container:
+        assert container.point is not None
+        assert container.point.disks[0].size == 1 << 40
+        container.unlock(PASSWORD)
+        assert container.point.disks[0].size == plain[1].size
     check_point(second, PASSWORD)
 
 
@@ -758,3 +782,31 @@ def test_the_tags_that_a_new_member_lists(plain: list[BuiltDisk], tmp_path: Path
     damage.flip_byte(written[0].path, written[0].path.stat().st_size - 30)
     with opened_point(written[1], PASSWORD) as point, pytest.raises(ForgedError):
         _ = point.members.tags
+
+
+OWN_KEYS = st.sampled_from(
+    [
+        *("version", "excluded", "left_out", "unreadable", "authentication"),
+        *("algorithm", "data_length", "files", "members", "file_number", "tag"),
+        *("disk", "partition", "offset", "length"),
+    ]
+)
+OWN_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([1, 0, "hmac-sha256", "0" * 64, "\ud800", "\n"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(OWN_KEYS, inner, max_size=6),
+    max_leaves=8,
+)
+
+
+@given(content=st.dictionaries(OWN_KEYS, OWN_VALUES, max_size=5), raw=st.none() | st.binary(max_size=20))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_records_of_any_values(content: dict[str, Any], raw: bytes | None) -> None:
+    """What comes out is a record or one line of why there is none."""
+    try:
+        parse_own(raw or json.dumps({"version": 1, **content}).encode(), Path("x"))
+    except FormatError as error:
+        assert "\n" not in str(error)
