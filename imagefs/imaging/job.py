@@ -374,13 +374,11 @@ class _Job:
         self._cipher = BlockCipher(key, encryption, bytes.fromhex(image_id))
         if not self._cipher.fits(encryption):
             raise PasswordError("the password is wrong", path=self._unfinished.folder)
+        tags: Mapping[int, bytes] = {}
         if self._parent is not None:
             self._parent.container.unlock(password)
-        members: list[tuple[int, bytes]] = []
-        if self._parent is not None:
-            known = self._parent.container.members.authentication.authenticated
-            members = [(image.document.file_number, found.tag) for image, found in known.items()]
-        return Keys(self._cipher, AuthenticationKeys(key), tuple(members))
+            tags = self._parent.container.members.tags
+        return Keys(self._cipher, AuthenticationKeys(key), tuple(tags.items()))
 
     def _path_of(self, number: int) -> Path:
         job = self._unfinished.job
