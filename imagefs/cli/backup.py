@@ -3,12 +3,16 @@
 import json as json_module
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from formats.errors import PasswordError
 from imagefs.cli.common import (
     Json,
     PasswordFile,
@@ -157,12 +161,65 @@ def backup(
     if password is None and encrypt:
         password = _new_password()
     source_password = given_password(source_password_file) if source_password_file else None
+    options = None
+    if not resume:
+        options = BackupOptions(
+            type=type,
+            compression=compression,
+            aes=cipher,
+            split=_size(split),
+            exact=exact,
+            partitions=tuple(partition or ()),
+            name=name,
+            comment=comment,
+            exclude=tuple(exclude or ()),
+            live=live,
+            snapshot=not no_snapshot,
+            direct=direct,
+            sector_size=sector_size,
+            skip_bad=skip_bad,
+            verify=verify,
+            rate_limit=_size(rate_limit),
+            checkpoint_seconds=checkpoint,
+            retries=retries,
+            retry_seconds=retry_wait,
+        )
+
+    def make(password: str | None) -> BackupReport:
+        with _listener(json=json) as listener:
+            if options is None:
+                return run_resume(
+                    paths[0], password=password, source_password=source_password, listener=listener
+                )
+            return run_backup(
+                paths[0],
+                paths[1],
+                options,
+                password=password,
+                source_password=source_password,
+                listener=listener,
+            )
+
+    try:
+        report = make(password)
+    except PasswordError:
+        if password is not None or not sys.stdin.isatty():
+            raise
+        report = make(typer.prompt("Password of the set", hide_input=True, err=True))
+    if json:
+        print_json(report.document())
+    else:
+        _print(report)
+
+
+@contextmanager
+def _listener(*, json: bool) -> Iterator[Listener]:
+    """Show a run's progress and messages: a bar and lines, or events."""
     with progress_bar("imaging", quiet=json) as bar:
 
         def show(progress: Progress) -> None:
             if json:
-                _event("progress", phase=progress.phase, done=progress.done, total=progress.total,
-                       stored=progress.stored)  # fmt: skip
+                _event("progress", **asdict(progress))
             bar.update(
                 bar.task_ids[0],
                 completed=progress.done,
@@ -176,45 +233,7 @@ def backup(
             else:
                 say(line)
 
-        listener = Listener(show, tell)
-        if resume:
-            report = run_resume(
-                paths[0], password=password, source_password=source_password, listener=listener
-            )
-        else:
-            options = BackupOptions(
-                type=type,
-                compression=compression,
-                aes=cipher,
-                split=_size(split),
-                exact=exact,
-                partitions=tuple(partition or ()),
-                name=name,
-                comment=comment,
-                exclude=tuple(exclude or ()),
-                live=live,
-                snapshot=not no_snapshot,
-                direct=direct,
-                sector_size=sector_size,
-                skip_bad=skip_bad,
-                verify=verify,
-                rate_limit=_size(rate_limit),
-                checkpoint_seconds=checkpoint,
-                retries=retries,
-                retry_seconds=retry_wait,
-            )
-            report = run_backup(
-                paths[0],
-                paths[1],
-                options,
-                password=password,
-                source_password=source_password,
-                listener=listener,
-            )
-    if json:
-        print_json(report.document())
-    else:
-        _print(report)
+        yield Listener(show, tell)
 
 
 def _new_password() -> str:
