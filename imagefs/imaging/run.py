@@ -94,7 +94,7 @@ class Run:
         ]
         # Adding up tells how much is to be read; nothing else depends on it.
         self._total = sum(
-            count * array.block_size
+            min(count * array.block_size, array.size)
             for count, array in zip(count_used(self._arrays), self._arrays, strict=True)
         )
         self._done = 0
