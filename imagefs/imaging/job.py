@@ -23,6 +23,7 @@ from formats.mrimgx.cipher import BlockCipher, derive_key, key_check
 from formats.mrimgx.document import Encryption
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import ResolvedIndex
+from formats.mrimgx.layout import ELEMENT
 from formats.mrimgx.new_document import NewFile
 from imagefs.imaging.errors import ImagingError, RefusedError, TargetWriteError, UsageError
 from imagefs.imaging.lock import SetLock, remove_stale
@@ -249,10 +250,25 @@ def _begin(
         # Another writer may have been faster than the lock: what was chosen must still be the newest.
         open_parent(folder, image_id, parent.point.file_number, parent.next_number).container.close()
         job |= _continued(parent, options, password, listener)
+    if job["role"] != Role.INCREMENTAL:
+        _refuse_small_files(plan, _file_limit(folder, options))
     plan = plan.numbered(job["disk_numbers"])
     job["fingerprint"] = plan.fingerprint()
     name = f"{image_id}-{job['increment']:02}-{job['file_number']:02}{SUFFIX}"
     return Unfinished.create(folder / name, job), parent
+
+
+def _file_limit(folder: Path, options: BackupOptions) -> int | None:
+    """Return the bytes that a file of the image may have, None where nothing limits it."""
+    return min((size for size in (options.split, largest_file(folder)) if size), default=None)
+
+
+def _refuse_small_files(plan: Plan, limit: int | None) -> None:
+    """Refuse at once files that the index, of which every block has an element, can't be in."""
+    records = [part.record for disk in plan.disks for part in disk.partitions]
+    needed = sum(-(-part.data_length // part.block_size) * ELEMENT.itemsize for part in records)
+    if limit is not None and needed > limit:
+        raise UsageError(f"the index needs {needed} bytes, files of {limit} are too small for it")
 
 
 def _choose_parent(
@@ -358,7 +374,7 @@ class _Job:
             options,
             listener,
             keys,
-            options.split or largest_file(self._folder),
+            _file_limit(self._folder, options),
         )
 
     def _keys(self, job: Mapping[str, Any], password: str | None) -> Keys | None:

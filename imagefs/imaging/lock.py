@@ -75,6 +75,8 @@ class SetLock:
             os.pwrite(fd, json.dumps(_self()).encode(), 0)
             os.fsync(fd)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.path.unlink()  # it is ours, and tells nothing
             raise write_error(error, self.path) from error
         if not locked:
             time.sleep(_SETTLE_SECONDS)
