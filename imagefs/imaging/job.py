@@ -326,8 +326,13 @@ def _continued(
 
 
 def _safe_name(name: object) -> str:
-    """Return a set's name where it can be part of a file name."""
-    return name if isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum() else ""
+    """Return a set's name where it can be part of a file name; Reflect may have a template with braces."""
+    if not isinstance(name, str) or "{" in name:
+        return ""
+    try:
+        return BackupOptions(name=name).name
+    except UsageError:
+        return ""
 
 
 def _encryption_document(encryption: Encryption) -> dict[str, Any]:

@@ -27,12 +27,13 @@ _CHECKS = {
 }
 
 
-def used_only(volume: Path, kind: str) -> bytes:
-    """Return a volume's bytes with zeros wherever sleuthkit calls it free."""
+def used_only(volume: Path, kind: str, unit: int = 0) -> bytes:
+    """Return a volume's bytes with zeros wherever sleuthkit calls it free; ``unit`` is what it counts."""
     data = bytearray(volume.read_bytes())
     if kind == "unknown":
         return bytes(data)
-    name, unit = _KINDS[kind]
+    name, usual = _KINDS[kind]
+    unit = unit or usual
     freed = 0
     for line in run("blkls", "-f", name, "-l", volume).decode().splitlines():
         number, _, state = line.partition("|")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import imagefs
 from fixtures.content import noise, sha256_file
 from fixtures.disks import fat_disk, ntfs_disk, plain_disk
 from fixtures.mrimgx_writer import SetWriter, not_all_zeros
-from fixtures.partition_tables import MIB, BuiltDisk
-from fixtures.volumes import fat_volume, mounted_ntfs, ntfs_volume
+from fixtures.partition_tables import MIB, BuiltDisk, Volume, create_file, gpt_disk, mbr_disk
+from fixtures.tools import run
+from fixtures.volumes import fat_volume, mounted_ntfs, mtools, ntfs_volume
 from imagefs.imaging import backup
+from imagefs.imaging.errors import RefusedError
 from imagefs.imaging.options import BackupOptions
 from tests.conftest import run_imagefs
 from tests.fixtures import plain_reader
@@ -115,6 +118,77 @@ def test_excluded_files(kind: str, tmp_path: Path) -> None:
     assert own["excluded"] == ["BIG.*", "/sizes/6553?.bin"]
     assert sorted(own["left_out"]) == sorted(report.left_out)
     assert "sizes/6553?.bin" in run_imagefs("info", saved.path).text
+
+
+def test_excluded_files_come_back(tmp_path: Path) -> None:
+    """An incremental without the patterns has all of each file."""
+    disk = fat_disk(tmp_path, "FAT16", size=16 * MIB, big=MIB, many=5)
+    save(tmp_path / "set", disk, BackupOptions(exclude=("big.bin",)))
+    _, report = save(tmp_path / "set", disk, BackupOptions())
+    assert (report.role, report.left_out) == ("inc", [])
+    assert report.blocks_written >= MIB // 65536 - 1
+    volume = restored_volume(tmp_path / "set", 1, disk, tmp_path / "restored.raw")
+    assert volume.read_bytes() == used_only(cut_out(disk.path, disk.partition(1), tmp_path / "v"), "FAT16")
+    _, report = save(tmp_path / "set", disk, BackupOptions(exclude=("big.bin",)))
+    assert report.blocks_freed >= MIB // 65536 - 2
+
+
+@pytest.mark.parametrize("cluster", [512, 65_536])
+def test_other_cluster_sizes(cluster: int, tmp_path: Path) -> None:
+    volume = create_file(tmp_path / "volume", 10 * MIB)
+    run("mkntfs", "--quick", "--force", "--quiet", "--cluster-size", str(cluster), volume)
+    with mounted_ntfs(volume) as root:
+        for number in range(20):
+            (root / f"{number}.bin").write_bytes(noise(number, 0, 40_000 + number * 777))
+        for number in range(0, 20, 3):
+            (root / f"{number}.bin").unlink()
+    backup(volume, tmp_path / "set", QUICK)
+    (tmp_path / "restored").write_bytes(plain_reader.restore(tmp_path / "set", 0))
+    assert (tmp_path / "restored").read_bytes() == used_only(volume, "NTFS", cluster)
+    check_sound(tmp_path / "restored", "NTFS")
+
+
+def test_a_large_fat(tmp_path: Path) -> None:
+    """Reserved sectors of more than one block of 4 MiB, and two parts of the image for them."""
+    volume = create_file(tmp_path / "volume", 300 * MIB)
+    run("mkfs.vfat", "-F", "32", "-s", "1", volume)
+    (tmp_path / "file").write_bytes(noise(1, 0, 3 * MIB))
+    mtools("mcopy", volume, tmp_path / "file", "::/file")
+    report = backup(volume, tmp_path / "set", dataclasses.replace(QUICK, compression="none", split=5 * MIB))
+    opened = plain_reader.open_file(report.path)
+    reserved, _ = plain_reader.elements(opened.lists[1][-1][3], 0, 30)
+    size = opened.document["disks"][0]["partitions"][0]["_file_system"]["reserved_sectors_byte_length"]
+    assert [element[2] for element in reserved] == [4 * MIB, size - 4 * MIB]
+    (tmp_path / "restored").write_bytes(
+        restored := plain_reader.restore(tmp_path / "set", report.file_number)
+    )
+    with volume.open("rb") as stream:
+        assert restored[:size] == stream.read(size)
+    check_sound(tmp_path / "restored", "FAT32")
+    assert mtools("mtype", tmp_path / "restored", "::/file") == noise(1, 0, 3 * MIB)
+
+
+@pytest.mark.parametrize("scheme", ["gpt", "mbr"])
+def test_what_lies_before_the_first_partition(scheme: str, tmp_path: Path) -> None:
+    """A boot loader keeps its code there: it is stored as far as it goes."""
+    volume = Volume(create_file(tmp_path / "volume", MIB), MIB, "unknown")
+    make = partial(gpt_disk, guid="0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E3CC") if scheme == "gpt" else mbr_disk
+    disk = make(tmp_path / "disk.raw", [volume])
+    with disk.path.open("r+b") as stream:
+        stream.seek(34 * 512)
+        stream.write(noise(1, 0, MIB - 34 * 512 - 700))
+    saved, _ = save(tmp_path / "set", disk, QUICK)
+    assert plain_reader.restore(tmp_path / "set", 0)[:MIB] == disk.path.read_bytes()[:MIB]
+    with imagefs.open(saved.path) as container:
+        assert container.point is not None
+        assert container.point.disks[0].reader().read_at(0, disk.size) == disk.path.read_bytes()
+
+
+def test_a_disk_without_partitions(tmp_path: Path) -> None:
+    disk = mbr_disk(tmp_path / "disk.raw", [])
+    with pytest.raises(RefusedError, match="there is no partition to image"):
+        backup(disk.path, tmp_path / "set", QUICK)
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("kind", ["NTFS", "FAT32"])

@@ -231,6 +231,14 @@ def test_what_a_set_has_stays(disk: BuiltDisk, folder: Path, tmp_path: Path) -> 
     assert plain_reader.restore(folder, 1, password="secret") == _without_backup_table(changed)
 
 
+@pytest.mark.parametrize("name", ["", "plain", "größe", "with spaces (and) dots.1"])
+def test_a_sets_name_stays(disk: BuiltDisk, folder: Path, name: str) -> None:
+    reports = [made(disk, folder, dataclasses.replace(QUICK, name=name))[0], made(disk, folder)[0]]
+    middle = f"-{name}" if name else ""
+    for number, report in enumerate(reports):
+        assert report.path.name == f"{reports[0].image_id}{middle}-0{number}-0{number}.mrimgx"
+
+
 def test_other_disks_have_their_own_sets(disk: BuiltDisk, folder: Path, tmp_path: Path) -> None:
     other = _other_shape(tmp_path, MIB, MIB)
     reports = [made(each, folder)[0] for each in (disk, other, disk, other)]
