@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
@@ -12,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from imagefs.cli import backup, cat, cp, info, ls, mount, points, umount, verify
+from imagefs.cli import mount
 from imagefs.cli.common import (
     ExitCode,
     OutputClosedError,
@@ -35,9 +37,14 @@ app = typer.Typer(
     " 4 set incomplete · 5 password missing or wrong · 6 target refused · 7 input/output error ·"
     " 130 interrupted.",
 )
-for module in (info, points, ls, cat, cp, mount, umount, verify, backup):
-    name = module.__name__.rpartition(".")[2]
-    app.command(name)(getattr(module, name))
+COMMANDS = ("info", "points", "ls", "cat", "cp", "mount", "umount", "verify", "backup")
+
+
+def _add_commands(arguments: Sequence[str]) -> None:
+    """Add the command that is asked for, or all where none is: loading what no one asks for takes time."""
+    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
+        app.command(name)(getattr(import_module(f"imagefs.cli.{name}"), name))
 
 
 def _tell_version(asked: bool) -> None:
@@ -87,6 +94,7 @@ def main() -> None:
     """Run the command line and exit with its code; errors become one line on standard error."""
     _open_standard_streams()
     _heed_signals()
+    _add_commands(sys.argv[1:])
     fd = ready_fd()  # where this is the serving process of a mount, its starter waits for a word
     mount.starter = fd
     try:
