@@ -5,13 +5,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from formats.errors import ReadError
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE, ExtendedPartition
 from formats.mrimgx.new_document import NewDisk, NewPartition, TableEntry
 from formats.partition_table import Kind
-from imagefs.imaging.errors import RefusedError
+from imagefs.imaging.errors import RefusedError, SourceReadError, UsageError
 from imagefs.imaging.pipeline import BlockArray
 from imagefs.imaging.sources import Source, SourceDisk, SourcePartition
 from imagefs.imaging.used_space import UsedSpace, used_space
+from imagefs.imaging.used_space.base import Facts, WholeVolume
 
 BLOCK_SIZE = 65536  # bytes
 # An index is one metadata block, whose length has 32 bits: more blocks than these are made larger instead.
@@ -110,18 +112,36 @@ class Plan:
         return arrays
 
 
-def make_plan(source: Source, *, exact: bool = False, exclude: Sequence[str] = ()) -> Plan:
-    """Look at the volumes of a source and plan its image."""
+def make_plan(
+    source: Source, *, exact: bool = False, exclude: Sequence[str] = (), skip_bad: bool = False
+) -> Plan:
+    """Look at the volumes of a source and plan its image; raises RefusedError, UsageError, SourceReadError.
+
+    With ``skip_bad``, all of a volume is used where what tells of it can't be read.
+    """
+    if exact and exclude:
+        raise UsageError("an exact image has every byte: nothing can be excluded from it")
     if not any(disk.partitions for disk in source.disks):
         raise RefusedError("there is no partition to image", path=source.path)
-    return Plan(tuple(_plan_disk(disk, exact=exact, exclude=exclude) for disk in source.disks))
+    disks = (_plan_disk(disk, exact=exact, exclude=exclude, skip_bad=skip_bad) for disk in source.disks)
+    return Plan(tuple(disks))
 
 
-def _plan_disk(disk: SourceDisk, *, exact: bool, exclude: Sequence[str]) -> PlannedDisk:
+def _plan_disk(disk: SourceDisk, *, exact: bool, exclude: Sequence[str], skip_bad: bool) -> PlannedDisk:
     partitions = []
     for partition in disk.partitions:
-        used = used_space(partition.reader, disk.sector_size, exact=exact, exclude=exclude)
-        partitions.append(PlannedPartition(partition, used, _record(disk, partition, used)))
+        used: UsedSpace
+        try:
+            used = used_space(partition.reader, disk.sector_size, exact=exact, exclude=exclude)
+            record = _record(disk, partition, used)
+        except (ReadError, SourceReadError) as error:
+            if not skip_bad:
+                error.hint = error.hint or "--skip-bad images the rest and records what is lost"
+                raise
+            facts, size = Facts("unknown", sector_size=disk.sector_size), partition.size
+            used = WholeVolume(size, facts, [f"{error}: all of the volume is stored"])
+            record = _record(disk, partition, used)
+        partitions.append(PlannedPartition(partition, used, record))
     record = NewDisk(
         number=disk.number,
         size=disk.size,

@@ -106,6 +106,7 @@ def test_options_reach_the_image(disk: BuiltDisk, folder: Path, tmp_path: Path) 
         (["DISK", "SET", "--split", "many"], 2, "is no size"),
         (["DISK", "SET", "--split", "1000"], 2, "too small"),
         (["DISK", "SET", "--name", "a/b"], 2, "can't be part of a file name"),
+        (["DISK", "SET", "--exact", "-x", "*.iso"], 2, "nothing can be excluded"),
         (["DISK", "SET", "-p", "7"], 2, "there is no partition 7; there are 1, 2"),
         (["SET", "--resume", "--discard"], 2, ""),
         (["DISK", "SET", "--resume"], 2, "take the folder alone"),
