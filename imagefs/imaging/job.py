@@ -160,7 +160,7 @@ def _open(path: Path, options: BackupOptions, password: str | None, owned: ExitS
 
 
 def _plan(source: Source, options: BackupOptions, listener: Listener) -> Plan:
-    plan = make_plan(source, exact=options.exact, exclude=options.exclude)
+    plan = make_plan(source, exact=options.exact, exclude=options.exclude, skip_bad=options.skip_bad)
     for line in (*source.warnings, *plan.warnings):
         listener.say(line)
     return plan

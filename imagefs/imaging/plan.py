@@ -138,11 +138,11 @@ def _plan_disk(disk: SourceDisk, *, exact: bool, exclude: Sequence[str], skip_ba
             if not skip_bad:
                 error.hint = error.hint or "--skip-bad images the rest and records what is lost"
                 raise
-            facts, size = Facts("unknown", sector_size=disk.sector_size), partition.size
-            used = WholeVolume(size, facts, [f"{error}: all of the volume is stored"])
+            facts = Facts("unknown", sector_size=disk.sector_size)
+            used = WholeVolume(partition.size, facts, [f"{error}: all of the volume is stored"])
             record = _record(disk, partition, used)
         partitions.append(PlannedPartition(partition, used, record))
-    record = NewDisk(
+    whole = NewDisk(
         number=disk.number,
         size=disk.size,
         sector_size=disk.sector_size,
@@ -158,7 +158,7 @@ def _plan_disk(disk: SourceDisk, *, exact: bool, exclude: Sequence[str], skip_ba
         extended=tuple(ExtendedPartition(data[:512], offset) for offset, data in disk.extended_records),
         partitions=tuple(partition.record for partition in partitions),
     )
-    return PlannedDisk(disk, tuple(partitions), record)
+    return PlannedDisk(disk, tuple(partitions), whole)
 
 
 def _record(disk: SourceDisk, partition: SourcePartition, used: UsedSpace) -> NewPartition:

@@ -160,14 +160,20 @@ class Run:
             )
         }
         place = self._arrays[task.array].place
-        lost = [(*place, offset, length) for offset, length in result.unreadable]
+        unreadable = list(state.unreadable) if result.unreadable else state.unreadable
+        for offset, length in result.unreadable:
+            last = unreadable[-1] if unreadable else None
+            if last is not None and (*last[:2], last[2] + last[3]) == (*place, offset):
+                unreadable[-1] = (*place, last[2], last[3] + length)
+            else:
+                unreadable.append((*place, offset, length))
         # Replaced at once: an interruption at any moment finds the state of before or after this task.
         self._unfinished.state = replace(
             state,
             lengths=list(parts.lengths),
             elements=list(elements.counts),
             next=(task.array, task.end),
-            unreadable=state.unreadable + lost if lost else state.unreadable,
+            unreadable=unreadable,
             counts=counts,
         )
         self._tell("reading", result.bytes_read, parts.stored)
