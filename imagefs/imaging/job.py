@@ -15,7 +15,7 @@ from typing import Any
 import zstandard
 
 from formats.container import Role
-from formats.errors import PasswordError
+from formats.errors import FormatError, PasswordError
 from formats.mrimgx import checks
 from formats.mrimgx.authentication import AuthenticationKeys
 from formats.mrimgx.backup_set import FolderScan, Members
@@ -437,9 +437,16 @@ class _Job:
     def _verify(self, parts: int) -> None:
         """Read back what was written; raises TargetWriteError where it is not what it should be."""
         folder, image_id = self._unfinished.folder, str(self._unfinished.job["image_id"])
-        images = [ImageFile.open(folder / f"data-{part}") for part in range(parts)]
-        members = Members(image_id, FolderScan(self._folder, tuple(images)))
-        try:
+        with ExitStack() as owned:
+            images = []
+            for part in range(parts):
+                _forget(folder / f"data-{part}")
+                try:
+                    images.append(ImageFile.open(folder / f"data-{part}"))
+                except FormatError as error:
+                    raise _unverified(str(error), folder / f"data-{part}") from error
+                owned.callback(images[-1].close)
+            members = Members(image_id, FolderScan(self._folder, tuple(images)))
             if self._cipher is not None:
                 members.store.ciphers = dict.fromkeys(images, self._cipher)
                 members.check_store.ciphers = members.store.ciphers
@@ -450,15 +457,24 @@ class _Job:
                 ),
                 checks.count_set(members),
             )
-        finally:
-            members.close()
         if not result.ok:
-            raise TargetWriteError(
-                f"what was written can't be read back: {result.bad[0].reason}"
-                f" (and {len(result.bad) - 1} more)" * (len(result.bad) > 1),
-                path=result.bad[0].file,
-                hint="the target is not to be trusted; --discard drops this backup",
-            )
+            more = f" (and {len(result.bad) - 1} more)" if len(result.bad) > 1 else ""
+            raise _unverified(f"{result.bad[0].reason}{more}", result.bad[0].file)
+
+
+def _forget(path: Path) -> None:
+    """Have what is read of a file come from where it is stored, where the system can."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _unverified(reason: str, path: Path | None) -> TargetWriteError:
+    return TargetWriteError(
+        f"what was written can't be read back: {reason}",
+        path=path,
+        hint="the target is not to be trusted; --discard drops this backup",
+    )
 
 
 _MOST_LEFT_OUT = 500  # names; the patterns tell the rest
