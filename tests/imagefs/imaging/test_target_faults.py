@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.partition_tables import MIB
 from formats.mrimgx import writer
-from imagefs.imaging import backup, job, resume, run, unfinished
+from imagefs.imaging import backup, discard, job, resume, run, unfinished
 from imagefs.imaging.errors import TargetWriteError, UsageError
 from imagefs.imaging.options import BackupReport, Listener
 from imagefs.imaging.target import Parts, Retries
@@ -197,6 +197,38 @@ def test_a_result_that_can_t_be_synced(
             backup(disk.path, target, QUICK)
     assert not files_of(target)
     check(resume(target), disk)
+
+
+@pytest.mark.parametrize("password", [None, PASSWORD])
+@pytest.mark.parametrize(("part", "place"), [(0, 1000), (2, 1000), (0, -5), (2, -400)])
+def test_a_target_that_gives_back_other_bytes(
+    disk: NoiseDisk,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: int,
+    place: int,
+    password: str | None,
+) -> None:
+    real = run.Run.finish
+
+    def finish(this: run.Run, own: dict[str, object] | None) -> Any:
+        files = real(this, own)
+        (left,) = unfinished_in(target)
+        with (left / f"data-{part}").open("r+b") as stream:
+            at = stream.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+            byte = stream.read(1)[0]
+            stream.seek(at)
+            stream.write(bytes([byte ^ 1]))
+        return files
+
+    options = dataclasses.replace(QUICK, verify=True, split=2 * MIB)
+    with monkeypatch.context() as patched:
+        patched.setattr(run.Run, "finish", finish)
+        with pytest.raises(TargetWriteError, match=r"can't be read back: .*--discard"):
+            backup(disk.path, target, options, password=password)
+    assert not files_of(target)
+    discard(target)
+    check(backup(disk.path, target, options, password=password), disk, password)
 
 
 # --- No room ---
