@@ -70,10 +70,12 @@ def _fat(volume: Path, was: BuiltPartition, time: int) -> BuiltPartition:
 
 def _ext(volume: Path, was: BuiltPartition, time: int) -> BuiltPartition:
     with _tree(volume.with_name(f"{volume.name}.tree"), was) as (tree, changed):
-        script = f"write {tree.add(f'new-{time}.bin', noise(90 + time, 0, 500_000))} new-{time}.bin\n"
-        gone = next(name for name in ("sizes/65536.bin", "sizes/65537.bin", "big.bin") if name in tree.files)
-        tree.files.pop(gone)
-        run("debugfs", "-w", "-f", "-", volume, stdin=(script + f"rm {gone}\n").encode())
+        gone = [*_new(tree), *(name for name in ("sizes/65536.bin",) if name in tree.files)]
+        for name in gone:
+            tree.files.pop(name)
+        added = tree.add(f"new-{time}.bin", noise(90 + time, 0, 500_000))
+        script = f"write {added} {added.name}\n" + "".join(f"rm {name}\n" for name in gone)
+        run("debugfs", "-w", "-f", "-", volume, stdin=script.encode())
         run("e2fsck", "-fy", volume, accept=(0, 1))
     return changed
 
