@@ -150,8 +150,8 @@ def backup(
     Exit codes: 0 · 2 · 3 · 4 the set lacks files · 5 · 6 source or set refused · 7 read or write error · 130.
     """
     if discard or resume:
-        if len(paths) != 1:
-            raise UsageError("--resume and --discard take the folder alone")
+        if len(paths) != 1 or (discard and resume):
+            raise UsageError("--resume, or --discard, takes the folder alone")
         if discard:
             say(f"removed {run_discard(paths[0])}")
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 import formats
 from formats.container import Role
 from formats.errors import FormatError
-from formats.mrimgx.document import DiskRecord
+from formats.mrimgx.document import DiskRecord, Document
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.points import MrimgxPoint, MrimgxSet
 from imagefs.imaging.errors import RefusedError
@@ -67,10 +67,8 @@ def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differentia
             continue
         newest = container.points[-1]
         document = newest.image.document
-        if not _same_disks(document.disks, plan) or document.json["_header"].get("backup_format") not in (
-            None,
-            "partition",
-        ):
+        kind = document.json["_header"].get("backup_format", "partition")
+        if kind != "partition" or not _same_disks(document, plan):
             continue
         name = f"set {container.image_id}"
         difference = _shape_difference(document.disks, plan)
@@ -80,18 +78,19 @@ def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differentia
         elif encrypted is not None and container.is_encrypted != encrypted:
             reasons.append(f"{name} is {'encrypted' if container.is_encrypted else 'not encrypted'}")
             locked = container.image_id if container.is_encrypted else locked
-        elif newest.problem is not None:
-            reasons.append(f"{name} can't be built upon: {newest.problem}")
-            problem = newest.problem
+        elif (point := _newest_full(container) if differential else newest) is None:
+            reasons.append(f"{name} has no full")
+        elif point.problem is not None:
+            reasons.append(f"{name} can't be built upon: {point.problem}")
+            problem = point.problem
         else:
             # Times are recorded in whole seconds; of two sets of one second the file's own time tells.
             age = newest.created.timestamp(), newest.image.path.stat().st_mtime_ns
-            fitting.append((age, container, newest))
+            fitting.append((age, container, point))
     fitting.sort(key=lambda item: item[0])
     chosen: Parent | None = None
     if fitting:
-        _, container, newest = fitting[-1]
-        chosen = Parent(container, _newest_full(container) if differential else newest)
+        chosen = Parent(*fitting[-1][1:])
     for container in sets:
         if chosen is None or container is not chosen.container:
             container.close()
@@ -119,24 +118,35 @@ def open_parent(folder: Path, image_id: str, number: int, next_number: int) -> P
     return found
 
 
-def _newest_full(container: MrimgxSet) -> MrimgxPoint:
-    """Return the newest full, whose own file holds all of its blocks."""
+def _newest_full(container: MrimgxSet) -> MrimgxPoint | None:
+    """Return the newest full, whose own file holds all of its blocks; None where there is none."""
     for point in reversed(container.points):
         try:
             if point.role is Role.FULL:
                 return point
         except FormatError:
             continue
-    raise RefusedError(f"set {container.image_id} has no full to build a differential upon")
+    return None
 
 
-def _same_disks(records: Sequence[DiskRecord], plan: Plan) -> bool:
-    """Whether the disks are the source's, by their GUIDs or signatures."""
-    return len(records) == len(plan.disks) and all(
-        record.signature.strip("{}").upper() == disk.record.signature.upper()
-        and (record.signature or record.size == disk.record.size)
-        for record, disk in zip(records, plan.disks, strict=True)
-    )
+def _same_disks(document: Document, plan: Plan) -> bool:
+    """Whether the disks are the source's, by their GUIDs or signatures.
+
+    Those without one, or with one that is all zeros, must have the same size and hardware.
+    """
+    if len(document.disks) != len(plan.disks):
+        return False
+    for record, known, disk in zip(document.disks, document.json["disks"], plan.disks, strict=True):
+        new = disk.record
+        signature = record.signature.strip("{}").upper()
+        if signature != new.signature.upper():
+            return False
+        if not signature.strip("0-"):
+            hardware = known.get("_descriptor", {})
+            of_set = hardware.get("disk_description", ""), hardware.get("disk_serialno", "")
+            if record.size != new.size or of_set != (new.description, new.serial):
+                return False
+    return True
 
 
 def _shape_difference(records: Sequence[DiskRecord], plan: Plan) -> str:

@@ -106,7 +106,7 @@ def test_options_reach_the_image(disk: BuiltDisk, folder: Path, tmp_path: Path) 
         (["DISK", "SET", "--split", "1000"], 2, "too small"),
         (["DISK", "SET", "--exact", "-x", "*.iso"], 2, "nothing can be excluded"),
         (["DISK", "SET", "-p", "7"], 2, "there is no partition 7; there are 1, 2"),
-        (["DISK", "SET", "--resume"], 2, "take the folder alone"),
+        (["DISK", "SET", "--resume"], 2, "takes the folder alone"),
         (["SET", "--resume"], 2, "there is no unfinished backup"),
         (["DISK", "SET", "--type", "inc"], 6, "no set of this source is here"),
         (["DISK", "DISK"], 7, "File exists"),

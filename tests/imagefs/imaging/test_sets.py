@@ -1,6 +1,7 @@
 """Which set an image goes into, and what is refused; on a small disk without file systems."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 import imagefs
 from fixtures.content import noise
 from fixtures.disks import plain_disk
-from fixtures.partition_tables import MIB, BuiltDisk, Volume, create_file, gpt_disk
+from fixtures.partition_tables import MIB, BuiltDisk, Volume, create_file, gpt_disk, mbr_disk
 from fixtures.volumes import ext_volume, fat_volume, make_ntfs
-from formats.errors import PasswordError
+from formats.errors import IncompleteSetError, PasswordError
 from imagefs.imaging import backup
 from imagefs.imaging.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener
@@ -79,6 +80,36 @@ def test_the_counts_of_a_report(disk: BuiltDisk, folder: Path) -> None:
     one, _ = made(disk, folder)
     assert (one.role, one.blocks_written, one.blocks_unchanged) == ("inc", 1, blocks - 1)
     assert plain_reader.restore(folder, one.file_number) == _without_backup_table(disk)
+
+
+def test_a_differential_needs_the_full_alone(disk: BuiltDisk, folder: Path) -> None:
+    """An incremental that is missing hinders the next one, not a differential, which skips it."""
+    made(disk, folder)
+    lost, _ = made(disk, folder, INC)
+    made(disk, folder, INC)
+    lost.path.unlink()
+    with pytest.raises(IncompleteSetError):
+        backup(disk.path, folder, INC)
+    differential, _ = made(disk, folder, DIFF)
+    assert differential.blocks_written == 0
+    with imagefs.open(differential.path) as source:
+        assert source.point is not None
+        reader = source.point.disks[0].reader()
+        assert reader.read_at(0, reader.size) == disk.path.read_bytes()
+
+
+def test_disks_without_a_signature(tmp_path: Path, folder: Path) -> None:
+    """A signature of zeros tells nothing: only the same size and hardware are taken for the same disk."""
+    volume = create_file(tmp_path / "volume", MIB)
+    built = mbr_disk(tmp_path / "none.raw", [Volume(volume, MIB, "unknown")])
+    with built.path.open("r+b") as file:
+        file.seek(440)
+        file.write(bytes(4))
+    first, again = (made(built, folder)[0] for _ in range(2))
+    os.truncate(built.path, built.size + MIB)
+    larger, _ = made(built, folder)
+    assert again.image_id == first.image_id
+    assert (larger.role, larger.image_id != first.image_id) == ("full", True)
 
 
 def _without_backup_table(disk: BuiltDisk) -> bytes:
