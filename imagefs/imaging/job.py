@@ -238,14 +238,14 @@ def _begin(
         "disk_numbers": [disk.record.number for disk in plan.disks],
         "options": options.document(),
     }
-    if password is not None:
+    if password is None and options.aes is not None:
+        raise UsageError("encryption needs a password", hint="--password-file or IMAGEFS_PASSWORD")
+    if password is not None and parent is None:
         encryption = Encryption(options.aes or "aes-256", b"", options.key_iterations)
         key = derive_key(password, bytes.fromhex(image_id), encryption.iterations)
         job["encryption"] = _encryption_document(
             Encryption(encryption.aes_type, key_check(key), encryption.iterations)
         )
-    elif options.aes is not None:
-        raise UsageError("encryption needs a password", hint="--password-file or IMAGEFS_PASSWORD")
     if parent is not None:
         # Another writer may have been faster than the lock: what was chosen must still be the newest.
         open_parent(folder, image_id, parent.point.file_number, parent.next_number).container.close()
