@@ -13,10 +13,12 @@ from fixtures.huge import huge_disk
 ROOT = Path(__file__).parents[3]
 MOST_MEMORY = 300 << 20  # bytes; the interpreter and its packages take 60 MiB of it
 CODE = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from imagefs.imaging import backup
 report = backup(sys.argv[1], sys.argv[2])
-used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# The resource usage would begin with that of the process that started this one.
+used = int(re.findall(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 print(json.dumps([report.role, report.bytes_stored, used]))
 """
 

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def warm_process(log: Path) -> Iterator[Warm]:
 
 def _serve() -> None:
     from imagefs.cli import main
-    from imagefs.imaging.target import largest_file  # noqa: F401  (loaded with all of its package)
 
+    sys.argv = ["imagefs", "backup", "--discard", "nothing is here"]  # loads what is loaded when it is needed
+    with suppress(SystemExit), redirect_stderr(StringIO()):
+        main()
     gc.freeze()  # lest every fork copies what is loaded
     while line := sys.stdin.readline():
         order = json.loads(line)
