@@ -39,7 +39,7 @@ class AuthenticationKeys:
         self._file_key = hmac.digest(set_key, _FILE_KEY, "sha256")
         self._block_key = hmac.digest(set_key, _BLOCK_KEY, "sha256")
 
-    def block_tag(self, stored: bytes) -> bytes:
+    def block_tag(self, stored: bytes | memoryview) -> bytes:
         """Return the 16-byte tag of a block as it is stored: compressed, padded and encrypted."""
         return hmac.digest(self._block_key, stored, "sha256")[:TAG_SIZE]
 

@@ -1,6 +1,7 @@
 """From plain blocks to stored ones: compressed, then encrypted."""
 
 import threading
+from collections.abc import Sequence
 
 import zstandard
 
@@ -8,6 +9,10 @@ from formats.mrimgx.cipher import BlockCipher
 
 # Reflect's "medium" is zstd level 1, byte for byte. What its "high" is, nobody published: any level reads.
 ZSTD_LEVELS = {"medium": 1, "high": 6}
+# Several blocks in one call hold the interpreter's lock half as often; only the library's C build knows it.
+_MANY_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
+
+Bytes = bytes | memoryview
 
 
 class BlockEncoder:
@@ -22,20 +27,30 @@ class BlockEncoder:
         self._cipher = cipher
         self._local = threading.local()
 
-    def compress(self, data: bytes | memoryview) -> bytes:
-        """Return one zstd frame, or the bytes themselves where compression is off."""
+    def compress(self, blocks: Sequence[Bytes]) -> list[Bytes]:
+        """Return one zstd frame for each block, or copies of the blocks where compression is off."""
         if self._level is None:
-            return bytes(data)
+            return [bytes(block) for block in blocks]
         try:
             compressor: zstandard.ZstdCompressor = self._local.compressor
         except AttributeError:
             compressor = zstandard.ZstdCompressor(self._level, write_checksum=False, write_dict_id=False)
             self._local.compressor = compressor
-        return compressor.compress(data)
+        if _MANY_AT_ONCE and len(blocks) > 1:
+            frames = compressor.multi_compress_to_buffer(list(blocks), threads=1)
+            # Segments are buffers, which their type does not tell.
+            return [memoryview(frames[at]) for at in range(len(blocks))]  # type: ignore[arg-type]
+        return [compressor.compress(block) for block in blocks]
 
-    def encode(self, data: bytes | memoryview, disk: int, partition: int, block: int) -> bytes:
-        """Return a block's stored bytes; the numbers as in ``BlockCipher.encrypt_block``."""
-        stored = self.compress(data)
+    def encode(
+        self, blocks: Sequence[Bytes], disk: int, partition: int, numbers: Sequence[int]
+    ) -> list[Bytes]:
+        """Return the stored bytes of blocks; the numbers are those of ``BlockCipher.encrypt_block``."""
+        stored = self.compress(blocks)
         if self._cipher is None:
             return stored
-        return self._cipher.encrypt_block(stored, disk, partition, block)
+        encrypt = self._cipher.encrypt_block
+        return [
+            encrypt(bytes(frame), disk, partition, number)
+            for frame, number in zip(stored, numbers, strict=True)
+        ]

@@ -1,17 +1,20 @@
 """Read, hash, compare, compress, encrypt: what happens to blocks between the source and the image.
 
-Tasks of up to ``TASK_BLOCKS`` blocks run on all cores; their results come back in order. Memory is bounded
-by the tasks in flight, ``2 * workers + 4``, each with at most 1 MiB of plain and as much of stored blocks
-(where blocks are 64 KiB): 16 MiB on two cores, 136 MiB on 32, which is the most that is used.
+Tasks of up to ``TASK_BLOCKS`` blocks run on all cores; their results come back in order. Memory is bounded:
+2 MiB of plain blocks for each thread, and as much of stored ones for each task in flight, of which there
+are ``workers + 4`` (where blocks are 64 KiB): 16 MiB on two cores, 136 MiB on 32, the most that are used.
 """
 
 import hashlib
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -20,16 +23,19 @@ import numpy.typing as npt
 
 from formats.blockreader import BlockReader
 from formats.errors import ReadError
+from formats.mrimgx.encoder import Bytes
 from formats.mrimgx.index import ResolvedIndex, stored
 from imagefs.imaging.errors import SourceReadError
 
 MOST_WORKERS = 32
-TASK_BLOCKS = 16
+TASK_BLOCKS = 32
+_AHEAD = 4  # tasks beyond those being done
 _NO_HASH = bytes(16)
 _KEPT = 31 * 1024 * 1024  # below the 32 MiB up to which glibc learns
 _WINDOW = 1024  # blocks whose state is looked at together: 64 MiB as a rule
 Runs = npt.NDArray[np.int64]  # (n, 2): start and end of each
-Encode = Callable[[memoryview, int, int, int], bytes]  # plain bytes, disk, partition, block -> stored bytes
+# Plain blocks, disk, partition, numbers of the blocks -> stored bytes of each.
+Encode = Callable[[Sequence[Bytes], int, int, Sequence[int]], Sequence[Bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Encoded(NamedTuple):
 
     block: int
     md5: bytes
-    stored: bytes
+    stored: Bytes
     tag: bytes
 
 
@@ -70,7 +76,7 @@ class Task:
     array: int
     end: int
     runs: tuple[tuple[int, int], ...]  # (first block, number of blocks), ascending
-    gaps: tuple[tuple[int, int], ...]  # free bytes of the reader inside these blocks: they become zeros
+    gaps: tuple[tuple[int, int], ...]  # free bytes of the reader: inside the blocks they become zeros
     known: bytes  # the MD5s that the blocks of the runs had before, 16 bytes each; zeros for a new one
     freed: tuple[int, ...]  # blocks that were stored before and hold nothing now
 
@@ -132,53 +138,55 @@ def plan_tasks(
 
 def _plan_window(array: BlockArray, number: int, first: int, end: int) -> Iterator[Task]:
     states, runs = used_blocks(array, first, end)
-    rows = np.flatnonzero(states)
-    before = None
-    freed: npt.NDArray[np.intp] = np.empty(0, np.intp)
+    rows = np.flatnonzero(states).tolist()
+    hashes, freed = b"", []
     if array.parent is not None:
         elements = array.parent.elements(first, end).copy()
         before = stored(elements)
-        freed = np.flatnonzero(before & ~states)
         elements["md5"][~before] = 0
-    if not len(rows):
-        if len(freed):
-            yield Task(number, end, (), (), b"", tuple((freed + first).tolist()))
+        hashes = elements["md5"].tobytes()
+        freed = (np.flatnonzero(before & ~states) + first).tolist()
+    if not rows:
+        if freed:
+            yield Task(number, end, (), (), b"", tuple(freed))
         return
-    for group in range(0, len(rows), TASK_BLOCKS):
-        mine = rows[group : group + TASK_BLOCKS]
-        is_last = group + TASK_BLOCKS >= len(rows)
-        low, stop = int(mine[0]) if group else 0, end - first if is_last else int(rows[group + TASK_BLOCKS])
+    gaps = _gaps(array, runs, first, end)
+    low = first
+    for at in range(0, len(rows), TASK_BLOCKS):
+        mine = rows[at : at + TASK_BLOCKS]
+        stop = first + rows[at + TASK_BLOCKS] if at + TASK_BLOCKS < len(rows) else end
+        runs_of_blocks = _contiguous(mine)
         yield Task(
             array=number,
-            end=first + stop,
-            runs=_contiguous(mine, first),
-            gaps=_gaps(array, runs, first + int(mine[0]), first + int(mine[-1]) + 1),
-            known=elements["md5"][mine].tobytes() if before is not None else b"",
-            freed=tuple((freed[(freed >= low) & (freed < stop)] + first).tolist()) if len(freed) else (),
+            end=stop,
+            runs=tuple((first + row, count) for row, count in runs_of_blocks),
+            gaps=_inside(gaps, array.start + low * array.block_size, array.start + stop * array.block_size),
+            known=b"".join(hashes[16 * row : 16 * (row + count)] for row, count in runs_of_blocks),
+            freed=tuple(freed[bisect_left(freed, low) : bisect_left(freed, stop)]) if freed else (),
         )
+        low = stop
 
 
-def _contiguous(rows: npt.NDArray[np.intp], first: int) -> tuple[tuple[int, int], ...]:
-    """Return runs of ascending block numbers, counted from ``first``: (first block, number of blocks)."""
-    count, start = len(rows), int(rows[0])
-    if int(rows[-1]) - start == count - 1:
-        return ((first + start, count),)
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    firsts, counts = rows[[0, *breaks]], np.diff([0, *breaks, count])
-    return tuple(zip((firsts + first).tolist(), counts.tolist(), strict=True))
+def _contiguous(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the runs of ascending numbers: (first, how many)."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return [(rows[0], len(rows))]
+    edges = [0, *(at for at in range(1, len(rows)) if rows[at] != rows[at - 1] + 1), len(rows)]
+    return [(rows[at], stop - at) for at, stop in pairwise(edges)]
 
 
-def _gaps(array: BlockArray, runs: Runs, first: int, end: int) -> tuple[tuple[int, int], ...]:
-    """Return the free bytes between the first and the end of some blocks."""
+def _gaps(array: BlockArray, runs: Runs, first: int, end: int) -> list[tuple[int, int]]:
+    """Return the free runs of bytes among some blocks."""
     low = array.start + first * array.block_size
     high = min(array.start + end * array.block_size, array.start + array.size)
-    top = int(np.searchsorted(runs[:, 1], low, "right"))
-    bottom = int(np.searchsorted(runs[:, 0], high, "left"))
-    if bottom - top == 1 and runs[top, 0] <= low and runs[top, 1] >= high:
-        return ()
-    edges = [low, *runs[top:bottom].ravel().tolist(), high]
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return tuple((start, stop) for start, stop in pairs if start < stop)
+    edges = [low, *runs.ravel().tolist(), high]
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def _inside(gaps: Sequence[tuple[int, int]], low: int, high: int) -> tuple[tuple[int, int], ...]:
+    """Return the gaps, which are in order, that have bytes from ``low`` up to ``high``."""
+    start = bisect_right(gaps, low, key=itemgetter(1))
+    return tuple(gaps[start : bisect_left(gaps, high, start, key=itemgetter(0))])
 
 
 class _Memory(threading.local):
@@ -211,7 +219,7 @@ class Encoder:
         arrays: Sequence[BlockArray],
         encode: Encode | None,
         *,
-        tag: Callable[[bytes], bytes] = lambda _: b"",
+        tag: Callable[[Bytes], bytes] = lambda _: b"",
         skip_bad: bool = False,
     ) -> None:
         self._arrays = arrays
@@ -227,7 +235,7 @@ class Encoder:
         Raises SourceReadError where the source can't be read, unless bad ranges are to be skipped.
         """
         array = self._arrays[task.array]
-        size, known, encode = array.block_size, task.known, self._encode
+        size, known = array.block_size, task.known
         encoded = [Encoded(block, _NO_HASH, b"", b"") for block in task.freed]
         unreadable: list[tuple[int, int]] = []
         total = unchanged = 0
@@ -235,20 +243,31 @@ class Encoder:
         for first, count in task.runs:
             view = self._read(array, first, count, task.gaps, unreadable)
             total += len(view)
+            new, hashes, plain = [], [], []
             for block in range(first, first + count):
-                plain = view[(block - first) * size : (block - first + 1) * size]
-                md5 = hashlib.md5(plain, usedforsecurity=False).digest()
+                piece = view[(block - first) * size : (block - first + 1) * size]
+                md5 = hashlib.md5(piece, usedforsecurity=False).digest()
                 if known[place : place + 16] == md5:
                     unchanged += 1
-                elif encode is None:
-                    encoded.append(Encoded(block, md5, b"", b""))
                 else:
-                    kept = encode(plain, array.disk_number, array.partition_number, block)
-                    encoded.append(Encoded(block, md5, kept, self._tag(kept)))
+                    new.append(block)
+                    hashes.append(md5)
+                    plain.append(piece)
                 place += 16
+            encoded += self._stored(array, new, hashes, plain)
         if task.freed:
-            encoded.sort()
+            encoded.sort(key=itemgetter(0))
         return Result(task, tuple(encoded), unchanged, total, tuple(unreadable))
+
+    def _stored(
+        self, array: BlockArray, blocks: list[int], hashes: list[bytes], plain: list[memoryview]
+    ) -> Iterator[Encoded]:
+        """Yield what is to be stored of blocks; nothing but their hashes where nothing is."""
+        kept: Sequence[Bytes] = [b""] * len(blocks)
+        if self._encode is not None and blocks:
+            kept = self._encode(plain, array.disk_number, array.partition_number, blocks)
+        for block, md5, data in zip(blocks, hashes, kept, strict=True):
+            yield Encoded(block, md5, data, self._tag(data) if data else b"")
 
     def _read(
         self,
@@ -341,7 +360,7 @@ def in_order(
     Who takes the results is one of the ``threads``: it does tasks itself while the next result is not there,
     instead of waiting to be woken.
     """
-    limit = 2 * threads + 4
+    limit = threads + _AHEAD
     running: deque[_Work] = deque()
     queue: SimpleQueue[_Work | None] = SimpleQueue()
 

@@ -42,7 +42,7 @@ from imagefs.imaging.pipeline import (
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
 from imagefs.imaging.target import Parts, Retries, with_retries, write_error
-from imagefs.imaging.unfinished import ElementsFile, Unfinished
+from imagefs.imaging.unfinished import ElementsFile, State, Unfinished
 
 _RECORD = struct.Struct("<q16sIHI")  # an element of a delta index
 _PART_END = 64 * 1024  # bytes that a data-only part's end takes at the most
@@ -168,8 +168,7 @@ class Run:
             else:
                 unreadable.append((*place, offset, length))
         # Replaced at once: an interruption at any moment finds the state of before or after this task.
-        self._unfinished.state = replace(
-            state,
+        self._unfinished.state = State(
             lengths=list(parts.lengths),
             elements=list(elements.counts),
             next=(task.array, task.end),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from formats.mrimgx.encoder import Bytes
 from imagefs.imaging.errors import RefusedError, TargetWriteError
 from imagefs.imaging.mounts import read_mounts
 
@@ -150,7 +151,7 @@ class Parts:
         """The bytes in all parts."""
         return sum(self.lengths)
 
-    def append(self, blocks: Sequence[bytes]) -> list[tuple[int, int]]:
+    def append(self, blocks: Sequence[Bytes]) -> list[tuple[int, int]]:
         """Write blocks; return the file number and the position of each. Raises TargetWriteError."""
         places: list[tuple[int, int]] = []
         while len(places) < len(blocks):
@@ -221,12 +222,12 @@ class Parts:
         except OSError as error:
             raise write_error(error, path) from error
 
-    def _write(self, blocks: Sequence[bytes], position: int, length: int) -> None:
+    def _write(self, blocks: Sequence[Bytes], position: int, length: int) -> None:
         """Write at a position, and again where that failed: the same bytes at the same place do no harm."""
         path = self.path(len(self.lengths) - 1)
         with_retries(lambda: self._write_once(blocks, position, length), self._retries, path, wait=self._wait)
 
-    def _write_once(self, blocks: Sequence[bytes], position: int, length: int) -> None:
+    def _write_once(self, blocks: Sequence[Bytes], position: int, length: int) -> None:
         written = os.pwritev(self._fd, blocks, position)
         if written < length:
             write_all(self._fd, memoryview(b"".join(blocks))[written:], position + written)
