@@ -51,7 +51,7 @@ demo: setup
 	@$(BIN)/python -m tests.demo
 
 test: setup
-	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # In a virtual machine, some minutes: what needs devices, volumes and signals of its own. Needs root.
 test-vm: setup vm-packages

@@ -29,19 +29,11 @@ from formats.mrimgx.writer import (
 )
 from imagefs.imaging.errors import RefusedError, UsageError
 from imagefs.imaging.options import BackupOptions, Listener, Progress
-from imagefs.imaging.pipeline import (
-    BlockArray,
-    Encoder,
-    Result,
-    Task,
-    count_used,
-    in_order,
-    plan_tasks,
-    workers,
-)
+from imagefs.imaging.pipeline import Encoder, Result, in_order, workers
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
 from imagefs.imaging.target import Parts, Retries, with_retries, write_error
+from imagefs.imaging.tasks import BlockArray, Task, count_used, plan_tasks
 from imagefs.imaging.unfinished import ElementsFile, State, Unfinished
 
 _RECORD = struct.Struct("<q16sIHI")  # an element of a delta index

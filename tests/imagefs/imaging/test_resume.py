@@ -17,7 +17,7 @@ from formats.errors import PasswordError
 from imagefs.imaging import backup, discard, resume
 from imagefs.imaging.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.options import BackupReport, Listener
-from imagefs.imaging.pipeline import BlockArray, plan_tasks
+from imagefs.imaging.tasks import BlockArray, plan_tasks
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.sources_of_noise import (
     PASSWORD,
