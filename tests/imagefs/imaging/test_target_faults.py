@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.partition_tables import MIB
 from formats.mrimgx import writer
-from imagefs.imaging import backup, discard, job, resume, run, unfinished
+from imagefs.imaging import backup, begin, discard, resume, run, unfinished
 from imagefs.imaging.errors import TargetWriteError, UsageError
 from imagefs.imaging.options import BackupReport, Listener
 from imagefs.imaging.target import Parts, Retries
@@ -361,7 +361,7 @@ def test_a_name_that_is_taken(
 def test_a_target_that_takes_no_large_files(
     disk: NoiseDisk, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "largest_file", lambda folder: MIB)
+    monkeypatch.setattr(begin, "largest_file", lambda folder: MIB)
     report = backup(disk.path, target, QUICK)
     assert len(report.paths) > 5
     assert all(path.stat().st_size <= MIB for path in report.paths)
@@ -371,7 +371,7 @@ def test_a_target_that_takes_no_large_files(
 def test_files_that_are_too_small_for_the_index(
     disk: NoiseDisk, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "largest_file", lambda folder: 90_000)
+    monkeypatch.setattr(begin, "largest_file", lambda folder: 90_000)
     with pytest.raises(UsageError, match="files of 90000 are too small"):
         backup(disk.path, target, QUICK)
 
