@@ -58,7 +58,8 @@ udevadm trigger --action=add
 udevadm settle
 cd /repository
 PYTHONPATH=/repository:/packages PYTHONDONTWRITEBYTECODE=1 CI=1 \\
-    python3 -m pytest -p no:cacheprovider -o python_files='guest_*.py' --durations=0 -v tests/vm ARGUMENTS
+    python3 -m pytest -p no:cacheprovider -o tmp_path_retention_policy=none \\
+    -o python_files='guest_*.py' --durations=0 -v tests/vm ARGUMENTS
 echo "DONE$?"
 sync
 echo o >/proc/sysrq-trigger
