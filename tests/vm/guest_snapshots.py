@@ -102,8 +102,12 @@ def copy_of(source: Source, target: Path) -> Path:
     (part,) = disk.partitions
     assert (part.number, part.offset, part.size) == (1, 0, disk.size)
     with target.open("wb") as stream:
+        stream.truncate(part.size)
         for offset in range(0, part.size, MIB):
-            stream.write(part.reader.read_at(offset, min(MIB, part.size - offset)))
+            data = part.reader.read_at(offset, min(MIB, part.size - offset))
+            if data.strip(b"\0"):  # else it stays a hole: copies lie in the guest's memory
+                stream.seek(offset)
+                stream.write(data)
     return target
 
 
