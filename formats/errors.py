@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 
-class FormatError(Exception):
-    """An image can't be read as asked; the base of all errors of this package.
+class ReportedError(Exception):
+    """What is told in one line: the file at fault, what is wrong, and in brackets what to try.
 
     ``path`` is the file at fault where there is one, ``hint`` what to try.
     """
 
-    exit_code: ClassVar[int] = 3
-    errno: ClassVar[int] = _errno.EIO
+    exit_code: ClassVar[int]
 
     def __init__(self, what: str, *, path: Path | None = None, hint: str = "") -> None:
         self.what = what
@@ -30,6 +29,13 @@ class FormatError(Exception):
         place = f"{self.path}: " if self.path is not None else ""
         hint = f" ({self.hint})" if self.hint else ""
         return f"{place}{self.what}{hint}"
+
+
+class FormatError(ReportedError):
+    """An image can't be read as asked; the base of all errors of this package."""
+
+    exit_code: ClassVar[int] = 3
+    errno: ClassVar[int] = _errno.EIO
 
 
 class NotAnImageError(FormatError):

@@ -6,25 +6,13 @@ What is wrong with an existing image stays a FormatError.
 from pathlib import Path
 from typing import ClassVar
 
+from formats.errors import ReportedError
 
-class ImagingError(Exception):
-    """An image can't be made as asked; the base of all errors of this package.
 
-    ``path`` is the file or device at fault where there is one, ``hint`` what to try.
-    """
+class ImagingError(ReportedError):
+    """An image can't be made as asked; the base of all errors of this package."""
 
     exit_code: ClassVar[int] = 7
-
-    def __init__(self, what: str, *, path: Path | None = None, hint: str = "") -> None:
-        self.what = what
-        self.path = path
-        self.hint = hint
-        super().__init__(what)
-
-    def __str__(self) -> str:
-        place = f"{self.path}: " if self.path is not None else ""
-        hint = f" ({self.hint})" if self.hint else ""
-        return f"{place}{self.what}{hint}"
 
 
 class UsageError(ImagingError):

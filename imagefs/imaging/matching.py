@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import formats
 from formats.container import Role
 from formats.errors import FormatError
 from formats.mrimgx.document import DiskRecord, Document
 from formats.mrimgx.image_file import ImageFile
-from formats.mrimgx.points import MrimgxPoint, MrimgxSet
+from formats.mrimgx.points import MrimgxPoint, MrimgxSet, open_folder
 from imagefs.imaging.errors import RefusedError
 from imagefs.imaging.plan import Plan
 
@@ -48,22 +47,22 @@ class Match:
     problem: FormatError | None = None  # why a set that would fit can't be read
 
 
-def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differential: bool) -> Match:
+def find_parent(folder: Path, plan: Plan, *, encrypted: bool, differential: bool) -> Match:
     """Find the newest set of the same disks and partitions.
 
-    ``encrypted`` None takes either kind. With ``differential`` the point is the set's newest full, else its
+    With ``differential`` the point is the set's newest full, else its
     newest point. The container of a match stays open; the others are closed. Raises ReadError when the folder
     can't be read.
     """
     if not folder.exists():
         return Match(None)
-    sets, _ = formats.open_folder(folder)
+    sets, _ = open_folder(folder)
     reasons: list[str] = []
     reshaped, locked = False, ""
     problem: FormatError | None = None
     fitting: list[tuple[tuple[float, int], MrimgxSet, MrimgxPoint]] = []
     for container in sets:
-        if not isinstance(container, MrimgxSet) or not container.points:
+        if not container.points:
             continue
         newest = container.points[-1]
         document = newest.image.document
@@ -75,7 +74,7 @@ def find_parent(folder: Path, plan: Plan, *, encrypted: bool | None, differentia
         if difference:
             reasons.append(f"{name} is of this disk, but {difference}")
             reshaped = True
-        elif encrypted is not None and container.is_encrypted != encrypted:
+        elif container.is_encrypted != encrypted:
             reasons.append(f"{name} is {'encrypted' if container.is_encrypted else 'not encrypted'}")
             locked = container.image_id if container.is_encrypted else locked
         elif (point := _newest_full(container) if differential else newest) is None:
@@ -102,14 +101,15 @@ def open_parent(folder: Path, image_id: str, number: int, next_number: int) -> P
 
     Raises RefusedError when it is gone, or when files were added to the set since ``next_number`` was chosen.
     """
-    sets, _ = formats.open_folder(folder)
+    sets, _ = open_folder(folder)
     found: Parent | None = None
     for container in sets:
-        point = next((point for point in container.points if point.file_number == number), None)
-        if container.image_id == image_id and isinstance(container, MrimgxSet) and point is not None:
-            found = Parent(container, next(p for p in container.points if p is point))
-        else:
-            container.close()
+        if container.image_id == image_id:
+            point = next((point for point in container.points if point.file_number == number), None)
+            if point is not None:
+                found = Parent(container, point)
+                continue
+        container.close()
     if found is None:
         raise RefusedError(f"file number {number} of set {image_id} is gone", path=folder)
     if found.next_number != next_number:

@@ -116,7 +116,9 @@ class Run:
                 self._unfinished.folder, self._file.file_number, part_limit, retries, state.lengths
             ) as parts:
                 try:
-                    tasks = self._limited(plan_tasks(self._arrays, state.next))
+                    tasks = plan_tasks(self._arrays, state.next)
+                    if options.rate_limit:
+                        tasks = self._paced(tasks, options.rate_limit)
                     with closing(in_order(encoder, tasks, workers())) as results:
                         for result in results:
                             self._keep(result, parts, elements)
@@ -186,14 +188,8 @@ class Run:
         except Exception as error:
             self._listener.say(f"the last seconds could not be kept: {error}")
 
-    def _limited(self, tasks: Iterator[Task]) -> Iterator[Task]:
-        """Hand out tasks no faster than the rate limit allows."""
-        rate = self._options.rate_limit
-        if not rate:
-            return tasks
-        return self._paced(tasks, rate)
-
     def _paced(self, tasks: Iterator[Task], rate: int) -> Iterator[Task]:
+        """Hand out tasks no faster than so many bytes of the source a second."""
         start, handed = time.monotonic(), 0
         for task in tasks:
             yield task
