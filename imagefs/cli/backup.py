@@ -26,10 +26,10 @@ from imagefs.cli.common import (
     size_text,
     write_errors,
 )
+from imagefs.errors import UsageError
 from imagefs.imaging import backup as run_backup
 from imagefs.imaging import discard as run_discard
 from imagefs.imaging import resume as run_resume
-from imagefs.imaging.errors import UsageError
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progress
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

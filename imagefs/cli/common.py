@@ -27,7 +27,7 @@ from rich.progress import (
 
 import imagefs
 from formats.errors import FormatError, PasswordError, ReadError
-from imagefs.imaging.errors import ImagingError
+from imagefs.errors import ImagingError
 from imagefs.source import Source
 from mounters.controller import MountError
 

@@ -12,7 +12,7 @@ from formats.errors import PasswordError
 from formats.mrimgx.cipher import derive_key, key_check
 from formats.mrimgx.document import Encryption
 from formats.mrimgx.layout import ELEMENT
-from imagefs.imaging.errors import RefusedError, UsageError
+from imagefs.errors import RefusedError, UsageError
 from imagefs.imaging.lock import SetLock
 from imagefs.imaging.matching import Parent, find_parent, open_parent
 from imagefs.imaging.options import BackupOptions, Listener

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from formats.blockreader import BlockReader
 from formats.partition_table import Kind, read_table
-from imagefs.imaging import devices, snapshots
-from imagefs.imaging.devices import BlockDevice
-from imagefs.imaging.errors import RefusedError, SnapshotError, SourceReadError, UsageError
-from imagefs.imaging.mounts import Use, Uses
-from imagefs.imaging.rawreader import RawReader
+from imagefs.errors import RefusedError, SnapshotError, SourceReadError, UsageError
+from imagefs.imaging import snapshots
 from imagefs.imaging.source_disk import SourceDisk, Wanted, make_disk, refuse_unknown
+from imagefs.machine import devices
+from imagefs.machine.devices import BlockDevice
+from imagefs.machine.mounts import Use, Uses
+from imagefs.machine.rawreader import RawReader
 
 
 @dataclass

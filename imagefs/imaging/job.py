@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from imagefs.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.begin import begin
-from imagefs.imaging.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.lock import SetLock, remove_stale
 from imagefs.imaging.making import Making, report_of
 from imagefs.imaging.matching import open_parent

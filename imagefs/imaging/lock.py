@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from imagefs.imaging.errors import ImagingError, RefusedError
+from imagefs.errors import ImagingError, RefusedError
 from imagefs.imaging.target import write_error
 
 try:

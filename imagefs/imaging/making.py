@@ -22,8 +22,8 @@ from formats.mrimgx.document import Encryption
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.index import ResolvedIndex
 from formats.mrimgx.new_document import NewFile
+from imagefs.errors import TargetWriteError
 from imagefs.imaging.begin import file_limit
-from imagefs.imaging.errors import TargetWriteError
 from imagefs.imaging.matching import Parent
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progress
 from imagefs.imaging.plan import Plan

@@ -9,7 +9,7 @@ from formats.errors import FormatError
 from formats.mrimgx.document import DiskRecord, Document
 from formats.mrimgx.image_file import ImageFile
 from formats.mrimgx.points import MrimgxPoint, MrimgxSet, open_folder
-from imagefs.imaging.errors import RefusedError
+from imagefs.errors import RefusedError
 from imagefs.imaging.plan import Plan
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from imagefs.imaging.errors import UsageError
+from imagefs.errors import UsageError
 
 TYPES = ("auto", "full", "diff", "inc")
 COMPRESSIONS = ("none", "medium", "high")

@@ -6,23 +6,17 @@ two cores, 136 MiB on 32, the most that are used. Reserved sectors of FAT go by 
 """
 
 import hashlib
-import os
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from formats.errors import ReadError
 from formats.mrimgx.encoder import Bytes
-from imagefs.imaging.errors import SourceReadError
+from imagefs.errors import SourceReadError
 from imagefs.imaging.tasks import BlockArray, Task
 
-MOST_WORKERS = 32
-_AHEAD = 4  # tasks beyond those being done
 _NO_HASH = bytes(16)
 _KEPT = 31 * 1024 * 1024  # below the 32 MiB up to which glibc learns
 # Plain blocks, disk, partition, numbers of the blocks -> stored bytes of each.
@@ -47,15 +41,6 @@ class Result:
     unchanged: int
     bytes_read: int
     unreadable: tuple[tuple[int, int], ...] = ()  # (offset in the partition, length), read as zeros
-
-
-def workers() -> int:
-    """Return how many threads encode: as many as this process may use cores."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        count = os.cpu_count() or 2
-    return min(count, MOST_WORKERS)
 
 
 class _Memory(threading.local):
@@ -198,78 +183,3 @@ class Encoder:
 
 
 _SECTOR = 512  # bytes; what is tried by itself where a longer read fails
-
-
-class _Work:
-    """A task that was handed out, and what came of it."""
-
-    __slots__ = ("error", "finished", "result", "task")
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.result: Result | None = None
-        self.error: BaseException | None = None
-        self.finished = threading.Lock()
-        self.finished.acquire()
-
-    def do(self, encoder: Callable[[Task], Result]) -> None:
-        try:
-            self.result = encoder(self.task)
-        except BaseException as error:  # told where the results are taken
-            self.error = error
-        finally:
-            self.finished.release()
-
-
-def in_order(
-    encoder: Callable[[Task], Result], tasks: Iterator[Task], threads: int
-) -> Generator[Result, None, None]:
-    """Yield the results of tasks in their order, with a bounded number of them in flight.
-
-    Who takes the results is one of the ``threads``: it does tasks itself while the next result is not there,
-    instead of waiting to be woken.
-    """
-    limit = threads + _AHEAD
-    running: deque[_Work] = deque()
-    queue: SimpleQueue[_Work | None] = SimpleQueue()
-
-    def serve() -> None:
-        while (work := queue.get()) is not None:
-            work.do(encoder)
-
-    helpers = [threading.Thread(target=serve, name=f"imaging-{n}", daemon=True) for n in range(1, threads)]
-    for helper in helpers:
-        helper.start()
-    try:
-        more = True
-        while more or running:
-            while more and len(running) < limit:
-                task = next(tasks, None)
-                if task is None:
-                    more = False
-                else:
-                    running.append(_Work(task))
-                    queue.put(running[-1])
-            if not running:
-                break
-            while not running[0].finished.acquire(blocking=False):
-                try:
-                    waiting = queue.get_nowait()
-                except Empty:
-                    running[0].finished.acquire()
-                    break
-                if waiting is not None:
-                    waiting.do(encoder)
-            work = running.popleft()
-            if work.error is not None:
-                raise work.error
-            assert work.result is not None
-            yield work.result
-    finally:
-        with suppress(Empty):
-            while True:
-                queue.get_nowait()
-        for _ in helpers:
-            queue.put(None)
-        for helper in helpers:
-            helper.join()

@@ -9,7 +9,7 @@ from formats.errors import ReadError
 from formats.mrimgx.layout import RESERVED_BLOCK_SIZE, ExtendedPartition
 from formats.mrimgx.new_document import NewDisk, NewPartition, TableEntry
 from formats.partition_table import Kind
-from imagefs.imaging.errors import RefusedError, SourceReadError, UsageError
+from imagefs.errors import RefusedError, SourceReadError, UsageError
 from imagefs.imaging.sources import Source, SourceDisk, SourcePartition
 from imagefs.imaging.tasks import BlockArray
 from imagefs.imaging.used_space import UsedSpace, used_space

@@ -27,14 +27,15 @@ from formats.mrimgx.writer import (
     finish_image,
     no_blocks,
 )
-from imagefs.imaging.errors import RefusedError, UsageError
+from imagefs.errors import RefusedError, UsageError
 from imagefs.imaging.options import BackupOptions, Listener, Progress
-from imagefs.imaging.pipeline import Encoder, Result, in_order, workers
+from imagefs.imaging.pipeline import Encoder, Result
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
 from imagefs.imaging.target import Parts, Retries, with_retries, write_error
 from imagefs.imaging.tasks import BlockArray, Task, count_used, plan_tasks
 from imagefs.imaging.unfinished import ElementsFile, State, Unfinished
+from imagefs.parallel import in_order, workers
 
 _RECORD = struct.Struct("<q16sIHI")  # an element of a delta index
 _PART_END = 64 * 1024  # bytes that a data-only part's end takes at the most

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 
 from formats.blockreader import BlockReader, Extent
-from imagefs.imaging import devices
-from imagefs.imaging.devices import BlockDevice
-from imagefs.imaging.errors import SnapshotError, SourceReadError
+from imagefs.errors import SnapshotError, SourceReadError
+from imagefs.machine import devices
+from imagefs.machine.devices import BlockDevice
 
 TAG = "imagefs"
 

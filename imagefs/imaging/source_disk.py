@@ -11,8 +11,8 @@ from formats.errors import FormatError
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_table
 from formats.partition_table.gpt import has_gpt_signature
 from formats.partition_table.layout import BOOT_RECORD_SIZE, parse_boot_record
-from imagefs.imaging.devices import Identity
-from imagefs.imaging.errors import RefusedError, UsageError
+from imagefs.errors import RefusedError, UsageError
+from imagefs.machine.devices import Identity
 
 SECTOR_SIZES = (512, 4096, 2048, 1024)  # bytes; the likeliest first
 

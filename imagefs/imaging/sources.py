@@ -18,10 +18,8 @@ from formats.container import Disk, Point
 from formats.errors import NotAnImageError
 from formats.mrimgx.points import MrimgxPoint
 from formats.partition_table import Kind, read_table
+from imagefs.errors import RefusedError, SnapshotError, SourceReadError, UsageError
 from imagefs.imaging.device_source import find_uses, live_or_refused, open_device
-from imagefs.imaging.devices import UNKNOWN, Identity
-from imagefs.imaging.errors import RefusedError, SnapshotError, SourceReadError, UsageError
-from imagefs.imaging.rawreader import RawReader
 from imagefs.imaging.source_disk import (
     SECTOR_SIZES,
     SourceDisk,
@@ -34,6 +32,8 @@ from imagefs.imaging.source_disk import (
     refuse_unknown,
     table_warnings,
 )
+from imagefs.machine.devices import UNKNOWN, Identity
+from imagefs.machine.rawreader import RawReader
 
 __all__ = ["Identity", "Source", "SourceDisk", "SourcePartition", "open_source"]
 

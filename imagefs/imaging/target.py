@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from formats.mrimgx.encoder import Bytes
-from imagefs.imaging.errors import RefusedError, TargetWriteError
-from imagefs.imaging.mounts import read_mounts
+from imagefs.errors import RefusedError, TargetWriteError
+from imagefs.machine.mounts import read_mounts
 
 # What may pass by itself: a network that is away for a moment, a drive that wakes up.
 _TRANSIENT = frozenset(

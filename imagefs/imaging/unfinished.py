@@ -27,7 +27,7 @@ import numpy.typing as npt
 from formats.mrimgx.authentication import TAG_SIZE
 from formats.mrimgx.index import Elements
 from formats.mrimgx.layout import DELTA_ELEMENT
-from imagefs.imaging.errors import RefusedError, TargetWriteError
+from imagefs.errors import RefusedError, TargetWriteError
 from imagefs.imaging.target import Retries, Syncer, with_retries, write_all, write_error
 
 SUFFIX = ".unfinished"

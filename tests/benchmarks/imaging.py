@@ -26,8 +26,8 @@ from fixtures.volumes import make_ntfs, mounted_ntfs
 from formats.blockreader import FileReader, SliceReader
 from imagefs.imaging import backup
 from imagefs.imaging.options import BackupOptions
-from imagefs.imaging.pipeline import workers
 from imagefs.imaging.used_space import used_space
+from imagefs.parallel import workers
 
 BLOCK = 65536
 GUID = "0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E3BF"

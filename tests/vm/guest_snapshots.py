@@ -20,9 +20,10 @@ import pytest
 
 from fixtures.content import noise
 from fixtures.tools import run
-from imagefs.imaging import devices, snapshots
-from imagefs.imaging.errors import RefusedError, SnapshotError
+from imagefs.errors import RefusedError, SnapshotError
+from imagefs.imaging import snapshots
 from imagefs.imaging.sources import Source, open_source
+from imagefs.machine import devices
 
 MIB = 1 << 20
 DISK = Path("/dev/vda")

@@ -14,7 +14,7 @@ from fixtures.content import noise
 from fixtures.disks import BuiltDisk
 from fixtures.partition_tables import GPT_TYPES, MIB, Volume, create_file, gpt_disk, write_gpt_by_hand
 from fixtures.tools import find_tool, fuse_mount, run
-from imagefs.imaging.errors import RefusedError, UsageError
+from imagefs.errors import RefusedError, UsageError
 from imagefs.imaging.sources import Identity, open_source
 from tests.imagefs.imaging.attached import (
     attached,

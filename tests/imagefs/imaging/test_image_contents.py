@@ -14,8 +14,8 @@ from fixtures.mrimgx_writer import SetWriter, not_all_zeros
 from fixtures.partition_tables import MIB, BuiltDisk, Volume, create_file, gpt_disk, mbr_disk
 from fixtures.tools import run
 from fixtures.volumes import fat_volume, mounted_ntfs, mtools, ntfs_volume
+from imagefs.errors import RefusedError
 from imagefs.imaging import backup
-from imagefs.imaging.errors import RefusedError
 from imagefs.imaging.options import BackupOptions
 from tests.conftest import run_imagefs
 from tests.fixtures import plain_reader

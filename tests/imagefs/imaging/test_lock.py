@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from fixtures.partition_tables import MIB
+from imagefs.errors import RefusedError
 from imagefs.imaging import lock, resume
-from imagefs.imaging.errors import RefusedError
 from imagefs.imaging.lock import SetLock, remove_stale
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.sources_of_noise import noise_disk, restored, unfinished_in

@@ -14,8 +14,8 @@ from fixtures.disks import ext_disk
 from fixtures.partition_tables import MIB
 from formats.blockreader import ZeroReader
 from formats.errors import PasswordError
+from imagefs.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging import backup, discard, resume
-from imagefs.imaging.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.options import BackupReport, Listener
 from imagefs.imaging.tasks import BlockArray, plan_tasks
 from tests.conftest import run_imagefs

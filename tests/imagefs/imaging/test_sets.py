@@ -13,8 +13,8 @@ from fixtures.disks import plain_disk
 from fixtures.partition_tables import MIB, BuiltDisk, Volume, create_file, gpt_disk, mbr_disk
 from fixtures.volumes import ext_volume, fat_volume, make_ntfs
 from formats.errors import IncompleteSetError, PasswordError
+from imagefs.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging import backup
-from imagefs.imaging.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener
 from tests.fixtures import plain_reader
 from tests.imagefs.imaging.moments import cut_out, later

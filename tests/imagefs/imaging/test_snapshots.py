@@ -13,10 +13,11 @@ from types import FrameType
 import pytest
 
 from formats.blockreader import BlockReader
-from imagefs.imaging import devices, snapshots
-from imagefs.imaging.devices import BlockDevice
-from imagefs.imaging.errors import SnapshotError, SourceReadError
+from imagefs.errors import SnapshotError, SourceReadError
+from imagefs.imaging import snapshots
 from imagefs.imaging.snapshots import Snapshot, SnapshotReader
+from imagefs.machine import devices
+from imagefs.machine.devices import BlockDevice
 
 MIB = 1 << 20
 UUID = "LVM-" + "aBcDeFgH" * 8

@@ -12,8 +12,8 @@ import pytest
 from fixtures.disks import ext_disk
 from fixtures.partition_tables import MIB, BuiltDisk
 from fixtures.tools import run as run_tool
+from imagefs.errors import RefusedError, SourceReadError
 from imagefs.imaging import backup, resume
-from imagefs.imaging.errors import RefusedError, SourceReadError
 from imagefs.imaging.options import BackupReport, Listener, Progress
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.faulty_fs import faulty

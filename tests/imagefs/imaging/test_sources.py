@@ -14,7 +14,7 @@ from fixtures.mrimgx_writer import SetWriter
 from fixtures.partition_tables import GPT_TYPES, MIB, create_file, write_gpt_by_hand
 from fixtures.tools import run
 from formats.errors import DamagedError, IncompleteSetError, PasswordError
-from imagefs.imaging.errors import RefusedError, UsageError
+from imagefs.errors import RefusedError, UsageError
 from imagefs.imaging.sources import Identity, open_source
 from tests.imagefs.imaging.attached import (
     layout,

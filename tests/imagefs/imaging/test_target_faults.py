@@ -14,8 +14,8 @@ import pytest
 
 from fixtures.partition_tables import MIB
 from formats.mrimgx import writer
+from imagefs.errors import TargetWriteError, UsageError
 from imagefs.imaging import backup, begin, discard, resume, run, unfinished
-from imagefs.imaging.errors import TargetWriteError, UsageError
 from imagefs.imaging.options import BackupReport, Listener
 from imagefs.imaging.target import Parts, Retries
 from tests.conftest import missing, run_imagefs

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from imagefs.imaging import devices
-from imagefs.imaging.devices import BlockDevice
-from imagefs.imaging.errors import RefusedError
+from imagefs.errors import RefusedError
+from imagefs.machine import devices
+from imagefs.machine.devices import BlockDevice
 
 PROC = Path("/proc")
 

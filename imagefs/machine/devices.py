@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagefs.imaging.errors import SourceReadError, UsageError
+from imagefs.errors import SourceReadError, UsageError
 
 SYSFS = Path("/sys")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from formats.blockreader import BlockReader, Extent
-from imagefs.imaging.errors import SourceReadError
+from imagefs.errors import SourceReadError
 
 _PAGE = mmap.PAGESIZE
 _DIRECT_STEP = 4 << 20  # bytes of the buffer that each reading thread keeps

@@ -11,11 +11,11 @@ import pytest
 
 from fixtures.partition_tables import MIB, create_file
 from fixtures.tools import run
-from imagefs.imaging import devices, mounts
-from imagefs.imaging.devices import Identity
-from imagefs.imaging.errors import RefusedError, SourceReadError
-from imagefs.imaging.mounts import Mount, Uses, read_mounts
+from imagefs.errors import RefusedError, SourceReadError
 from imagefs.imaging.sources import open_source
+from imagefs.machine import devices, mounts
+from imagefs.machine.devices import Identity
+from imagefs.machine.mounts import Mount, Uses, read_mounts
 from tests.imagefs.imaging.attached import attached, need_root, partition_node
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw

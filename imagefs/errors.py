@@ -1,4 +1,4 @@
-"""What can go wrong while an image is made; each kind has its exit code.
+"""What can go wrong while an image is made, or put back; each kind has its exit code.
 
 What is wrong with an existing image stays a FormatError.
 """
@@ -10,7 +10,7 @@ from formats.errors import ReportedError
 
 
 class ImagingError(ReportedError):
-    """An image can't be made as asked; the base of all errors of this package."""
+    """It can't be done as asked; the base of these errors."""
 
     exit_code: ClassVar[int] = 7
 
@@ -22,7 +22,7 @@ class UsageError(ImagingError):
 
 
 class RefusedError(ImagingError):
-    """The source or the target is in a state in which imaging would give a wrong image, or harm one."""
+    """The source or the target is in a state in which going on would give a wrong copy, or do harm."""
 
     exit_code: ClassVar[int] = 6
 

@@ -14,8 +14,8 @@ from fixtures.content import noise
 from fixtures.partition_tables import MIB, create_file
 from fixtures.volumes import loop_device
 from formats.blockreader import Extent
-from imagefs.imaging.errors import SourceReadError
-from imagefs.imaging.rawreader import RawReader
+from imagefs.errors import SourceReadError
+from imagefs.machine.rawreader import RawReader
 from tests.imagefs.imaging.attached import need_root
 
 SIZE = 9 * MIB + 1000
