@@ -36,7 +36,7 @@ class Handle(ABC):
         """Make a range zeros, as a hole where that is allowed (a trim is this too)."""
         raise OSError(errno.EPERM, "the export is read-only")
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Return once everything that was written is on stable storage."""
 
     def close(self) -> None:  # noqa: B027
