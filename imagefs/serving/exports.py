@@ -1,0 +1,210 @@
+"""What a network client is shown of images: a disk for each disk and each partition, at each point.
+
+Names are those of the tree: ``disk4`` and ``disk4/p1`` of an image, and of a folder
+``2394E9AA621DDC3A/00-2024-07-10T10.42.16Z-full/disk4``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from formats.blockreader import BlockReader
+from formats.container import Disk, Partition, Point
+from imagefs.errors import UsageError
+from imagefs.readahead import ReadAheadHandle
+from imagefs.serving.overlay import Overlay
+from imagefs.serving.overlay_layout import Owner
+from imagefs.source import Source
+from imagefs.tree import unreadable_reason
+from mounters.export import Export, Handle, Run
+
+_MIB = 1 << 20
+
+
+class ReaderHandle(Handle):
+    """One client's view of a reader, decoded ahead of it while it reads in sequence."""
+
+    def __init__(self, reader: BlockReader) -> None:
+        self._reader = reader
+        self._ahead = ReadAheadHandle(reader)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes; raises FormatError when they can't be had."""
+        return self._ahead.read(offset, length)
+
+    def runs(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield the data and holes of a range."""
+        return (Run(extent.length, extent.is_data) for extent in self._reader.extents(offset, length))
+
+    def close(self) -> None:
+        """Give up what is still to be decoded."""
+        self._ahead.close()
+
+
+class ReaderExport(Export):
+    """Anything that has bytes, read-only. ``open_reader`` may raise FormatError."""
+
+    def __init__(
+        self, name: str, description: str, size: int, open_reader: Callable[[], BlockReader]
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.size = size
+        self._open_reader = open_reader
+
+    def open(self) -> Handle:
+        """Return a view for one client."""
+        return ReaderHandle(self._open_reader())
+
+
+class OverlayHandle(Handle):
+    """One client's view of a disk with an overlay, or of a part of it."""
+
+    def __init__(self, overlay: Overlay, base: BlockReader, offset: int) -> None:
+        self._overlay = overlay
+        self._ahead = ReadAheadHandle(base)
+        self._offset = offset
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes, as they are now."""
+        return self._overlay.read(self._offset + offset, length, self._ahead.read)
+
+    def runs(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield the data and holes of a range, as they are now."""
+        return self._overlay.runs(self._offset + offset, length)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes into the overlay."""
+        self._overlay.write(self._offset + offset, data)
+
+    def zero(self, offset: int, length: int, *, hole: bool) -> None:
+        """Make a range zeros."""
+        self._overlay.zero(self._offset + offset, length, hole=hole)
+
+    def flush(self) -> None:
+        """Return once everything that was written, by any client, is on stable storage."""
+        self._overlay.flush()
+
+    def close(self) -> None:
+        """Give up what is still to be decoded; what was written stays."""
+        self._ahead.close()
+
+
+class OverlayExport(Export):
+    """A disk that can be written to, or a part of it: all of them are one overlay."""
+
+    writable = True
+
+    def __init__(
+        self, name: str, description: str, overlay: Overlay, base: BlockReader, offset: int, size: int
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.size = size
+        self._overlay = overlay
+        self._base = base
+        self._offset = offset
+
+    def open(self) -> Handle:
+        """Return a view for one client."""
+        return OverlayHandle(self._overlay, self._base, self._offset)
+
+
+# --- Of a source ---
+
+
+def source_exports(source: Source, disk: str = "") -> list[Export]:
+    """Return the exports of an image's point, or of a folder's points; only of the disk so named, if any.
+
+    Of a folder, points that can't be read are left out (``source.left_out``). Raises FormatError when nothing
+    can be read, UsageError when there is no such disk.
+    """
+    exports: list[Export] = []
+    if source.point is not None:
+        reason = unreadable_reason(source.point)
+        if reason is not None:
+            raise reason
+        exports += _of_point(source.point, "", disk)
+    else:
+        source.tree()  # raises where no point can be read
+        for container in source.sets:
+            for point in container.points:
+                if unreadable_reason(point) is None:
+                    exports += _of_point(point, f"{container.image_id}/{point.name}/", disk)
+    if not exports:
+        raise _no_disk(source.path, disk)
+    return exports
+
+
+def _of_point(point: Point, prefix: str, wanted: str) -> Iterator[Export]:
+    for disk in point.disks:
+        if wanted in ("", disk.name):
+            yield ReaderExport(prefix + disk.name, disk_text(disk), disk.size, disk.reader)
+            for part in disk.partitions:
+                name = f"{prefix}{disk.name}/{part.name}"
+                yield ReaderExport(name, partition_text(part), part.size, part.reader)
+
+
+def overlay_exports(disk: Disk, overlay: Overlay) -> list[Export]:
+    """Return the exports of one disk and its partitions, all of them through its overlay."""
+    base = disk.reader()
+    exports: list[Export] = [OverlayExport(disk.name, disk_text(disk), overlay, base, 0, disk.size)]
+    for part in disk.partitions:
+        name = f"{disk.name}/{part.name}"
+        exports.append(OverlayExport(name, partition_text(part), overlay, base, part.offset, part.size))
+    return exports
+
+
+def open_overlay(path: Path, point: Point, disk: Disk) -> Overlay:
+    """Open, or begin, the overlay of a disk at a point; raises as ``Overlay`` does."""
+    owner = Owner(point.image_id, point.file_number, int(point.created.timestamp()), disk.number, disk.size)
+    return Overlay(path, owner, disk.reader())
+
+
+def chosen_disk(source: Source, name: str = "") -> tuple[Point, Disk]:
+    """Return the one disk that is meant, with its point.
+
+    Raises UsageError for a folder, for a name that no disk has, and where several could be meant.
+    """
+    point = source.point
+    if point is None:
+        raise UsageError("an image file is needed, not a folder", path=source.path)
+    reason = unreadable_reason(point)
+    if reason is not None:
+        raise reason
+    found = [disk for disk in point.disks if name in ("", disk.name)]
+    if not found:
+        raise _no_disk(source.path, name)
+    if len(found) > 1:
+        names = ", ".join(disk.name for disk in found)
+        raise UsageError(f"there are several disks: {names}", path=source.path, hint="--disk names one")
+    return point, found[0]
+
+
+def default_name(exports: Sequence[Export]) -> str | None:
+    """Return what a client gets that asks for no name: the disk, where there is exactly one."""
+    disks = [export.name for export in exports if not _is_partition(export.name)]
+    return disks[0] if len(disks) == 1 else None
+
+
+def _is_partition(name: str) -> bool:
+    return "/" in name and name.split("/")[-2].startswith("disk")
+
+
+def _no_disk(path: Path, name: str) -> UsageError:
+    what = f"there is no {name}" if name else "there is no disk"
+    return UsageError(what, path=path, hint=f"imagefs info {path} tells what there is")
+
+
+def disk_text(disk: Disk) -> str:
+    """Return a line about a disk."""
+    return f"{disk.scheme} disk, {_size_text(disk.size)}, sectors of {disk.sector_size} bytes"
+
+
+def partition_text(part: Partition) -> str:
+    """Return a line about a partition."""
+    label = f" {part.label!r}" if part.label else ""
+    return f"{part.file_system}{label}, {_size_text(part.size)}"
+
+
+def _size_text(size: int) -> str:
+    return f"{size / _MIB:.0f} MiB" if size >= _MIB else f"{size} bytes"
