@@ -86,6 +86,11 @@ class BlockDevice:
         """Whether the medium, or the disk itself, is made to be taken out."""
         return self.parent.attribute("removable") == "1"
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the kernel refuses to write to it: a switch on the medium, or somebody's wish."""
+        return "1" in (self.attribute("ro"), self.parent.attribute("ro"))
+
     def attribute(self, name: str) -> str:
         """Return the text of a sysfs attribute; "" where there is none."""
         try:
@@ -102,6 +107,11 @@ class BlockDevice:
     def holders(self) -> Iterator["BlockDevice"]:
         """Yield the devices that are made of this one: LVM, dm-crypt, md, bcache, multipath."""
         for path in (self.folder / "holders").glob("*"):
+            yield _in_folder(path.resolve())
+
+    def slaves(self) -> Iterator["BlockDevice"]:
+        """Yield the devices that this one is made of."""
+        for path in (self.folder / "slaves").glob("*"):
             yield _in_folder(path.resolve())
 
 
