@@ -14,7 +14,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from formats.errors import DamagedError, ReadError
+
+_BLOCK = 65536  # bytes of the blocks that a reader without blocks of its own is cut into
+_CHUNK = 1 << 16  # blocks that are told together
 
 
 class Extent(NamedTuple):
@@ -28,6 +34,24 @@ class Extent(NamedTuple):
     def end(self) -> int:
         """The offset behind the last byte."""
         return self.offset + self.length
+
+
+class Blocks(NamedTuple):
+    """Blocks that hold data, ascending by offset: arrays of one length.
+
+    What is read and hashed by itself is a block; ``file`` and ``position`` tell in which order reading them
+    goes straight through what stores them.
+    """
+
+    offset: NDArray[np.int64]  # bytes
+    length: NDArray[np.int64]  # bytes, above 0
+    md5: NDArray[np.void]  # 16 bytes; zeros where it is not known
+    file: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+    def shifted(self, distance: int) -> "Blocks":
+        """Return the blocks at other offsets."""
+        return self._replace(offset=self.offset + distance)
 
 
 class BlockReader(ABC):
@@ -75,6 +99,16 @@ class BlockReader(ABC):
         self._check(offset, length)
         return merge_extents(self._extents(offset, length)) if length else iter(())
 
+    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[Blocks]:
+        """Yield the blocks that hold the data of a range, clipped to it, some ten thousand at a time.
+
+        What lies in none is a hole. Raises as ``extents`` does.
+        """
+        if length is None:
+            length = self._size - offset
+        self._check(offset, length)
+        return self._blocks(offset, length) if length else iter(())
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         """Return what ``read_at`` would if that needs neither input nor decoding, else None."""
         self._check(offset, length)
@@ -108,11 +142,25 @@ class BlockReader(ABC):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, True)
 
+    def _blocks(self, offset: int, length: int) -> Iterator[Blocks]:
+        for extent in self.extents(offset, length):
+            if extent.is_data:
+                first, end = extent.offset // _BLOCK, -(-extent.end // _BLOCK)
+                for at in range(first, end, _CHUNK):
+                    yield _cut_blocks(extent, at, min(at + _CHUNK, end))
+
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         return None
 
     def _prefetch(self, offset: int, length: int) -> None:  # noqa: B027
         """Do nothing where there is no cache."""
+
+
+def _cut_blocks(extent: Extent, first: int, end: int) -> Blocks:
+    """Return an extent's share of some blocks of 64 KiB, which are not hashed and stored as they lie."""
+    edges = np.clip(np.arange(first, end + 1, dtype=np.int64) * _BLOCK, extent.offset, extent.end)
+    starts = edges[:-1]
+    return Blocks(starts, np.diff(edges), np.zeros(starts.size, "V16"), np.zeros_like(starts), starts)
 
 
 def merge_extents(extents: Iterator[Extent]) -> Iterator[Extent]:
@@ -230,6 +278,9 @@ class SliceReader(BlockReader):
         for extent in self._lower.extents(self._offset + offset, length):
             yield extent._replace(offset=extent.offset - self._offset)
 
+    def _blocks(self, offset: int, length: int) -> Iterator[Blocks]:
+        return (piece.shifted(-self._offset) for piece in self._lower.blocks(self._offset + offset, length))
+
     def _prefetch(self, offset: int, length: int) -> None:
         self._lower.prefetch(self._offset + offset, length)
 
@@ -274,6 +325,17 @@ class ConcatReader(BlockReader):
     def _read(self, offset: int, length: int) -> bytes:
         parts = [piece.read_at(at, step) for _, piece, at, step in self._parts(offset, length)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        for _, piece, at, step in self._parts(offset, len(buffer)):
+            piece.read_into(at, buffer[done : done + step])
+            done += step
+
+    def _blocks(self, offset: int, length: int) -> Iterator[Blocks]:
+        for start, piece, at, step in self._parts(offset, length):
+            for blocks in piece.blocks(at, step):
+                yield blocks.shifted(start)
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         parts = []

@@ -202,6 +202,11 @@ class Container(ABC):
 
     @property
     @abstractmethod
+    def paths(self) -> Sequence[Path]:
+        """The files that it consists of."""
+
+    @property
+    @abstractmethod
     def is_encrypted(self) -> bool:
         """Whether a password is needed to read data."""
 

@@ -306,6 +306,11 @@ class MrimgxSet(Container):
         self.point = next((point for point in self.points if point.image is target), None)
 
     @property
+    def paths(self) -> Sequence[Path]:
+        """The files of the set."""
+        return [image.path for image in self.members.files]
+
+    @property
     def is_encrypted(self) -> bool:
         """Whether a password is needed to read data."""
         return self.members.is_encrypted

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import zstandard
 
-from formats.blockreader import BlockCache, BlockReader, Extent
+from formats.blockreader import BlockCache, BlockReader, Blocks, Extent
 from formats.errors import DamagedBlockError, FormatError
 from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.document import Document
@@ -155,6 +155,13 @@ class BlocksReader(BlockReader):
         pieces = [self._piece(*part, passing=passing) for part in self._parts(offset, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        passing = len(buffer) >= _PASSING * self._block_size
+        done = 0
+        for number, start, step in self._parts(offset, len(buffer)):
+            buffer[done : done + step] = self._piece(number, start, step, passing=passing)
+            done += step
+
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         pieces = []
         for number, start, step in self._parts(offset, length):
@@ -217,6 +224,24 @@ class BlocksReader(BlockReader):
                 offset = high
         if offset < end:
             yield Extent(offset, end - offset, False)
+
+    def _blocks(self, offset: int, length: int) -> Iterator[Blocks]:
+        size = self._block_size
+        first, end = offset // size, -(-(offset + length) // size)
+        seen = 0
+        for number, elements in self._index.runs(first, end):
+            rows = np.flatnonzero(stored(elements))
+            seen += len(rows)
+            starts = (rows + number) * size
+            edges = np.clip([starts, starts + size], offset, offset + length)
+            lengths = edges[1] - edges[0]
+            mine = elements[rows]
+            md5 = np.ascontiguousarray(mine["md5"]).view("V16").reshape(-1)
+            md5[lengths != size] = bytes(16)  # of a part of a block it is not known
+            files = mine["file_number"].astype(np.int64)
+            yield Blocks(edges[0], lengths, md5, files, mine["position"].astype(np.int64))
+        if seen < end - first:
+            self._index.prove_holes()
 
     def _prefetch(self, offset: int, length: int) -> None:
         size = self._block_size

@@ -35,7 +35,7 @@ from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progr
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
     """Return the bytes that a text like 4G or 650M means."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None:
@@ -167,7 +167,7 @@ def backup(
             type=type,
             compression=compression,
             aes=cipher,
-            split=_size(split),
+            split=size_of(split),
             exact=exact,
             partitions=tuple(partition or ()),
             name=name,
@@ -179,7 +179,7 @@ def backup(
             sector_size=sector_size,
             skip_bad=skip_bad,
             verify=verify,
-            rate_limit=_size(rate_limit),
+            rate_limit=size_of(rate_limit),
             checkpoint_seconds=checkpoint,
             retries=retries,
             retry_seconds=retry_wait,

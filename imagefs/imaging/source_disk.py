@@ -28,6 +28,8 @@ class SourcePartition:
     size: int
     entry: PartitionEntry | None  # None for a bare volume
     reader: BlockReader  # its bytes, as they are to be imaged
+    file_system: str = ""  # as an image records it; "" where its contents have to tell
+    label: str = ""
 
 
 @dataclass(frozen=True)

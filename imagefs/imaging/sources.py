@@ -41,15 +41,17 @@ __all__ = ["Identity", "Source", "SourceDisk", "SourcePartition", "open_source"]
 class Source:
     """An opened source, used in a ``with`` statement or closed.
 
-    ``kind`` is "disk", "partition", "file" or "image"; ``warnings`` are lines to be shown.
+    ``kind`` is "disk", "partition", "file" or "image"; ``warnings`` are lines to be shown; ``files`` are the
+    files or the device that it is read from.
     """
 
     def __init__(
         self, path: Path, kind: str, disks: Sequence[SourceDisk], warnings: Sequence[str], owned: ExitStack,
-        checks: Sequence[Callable[[], None]] = (),
+        checks: Sequence[Callable[[], None]] = (), files: Sequence[Path] = (),
     ) -> None:  # fmt: skip
         self.path = path
         self.kind = kind
+        self.files = tuple(files) or (path,)
         self.disks = tuple(disks)
         self.warnings = tuple(warnings)
         self._owned = owned
@@ -189,7 +191,7 @@ def _open_image(wanted: Wanted, password: str | None, owned: ExitStack) -> Sourc
         if opened.partitions or not wanted.partitions:
             disks.append(opened)
     warnings = [line for disk in disks for line in table_warnings(disk)]
-    return Source(path, "image", disks, warnings, owned.pop_all())
+    return Source(path, "image", disks, warnings, owned.pop_all(), files=container.paths)
 
 
 def image_identities(point: Point) -> list[tuple[Identity, bool]]:
@@ -215,7 +217,15 @@ def _image_disk(wanted: Wanted, disk: Disk, identity: Identity, *, removable: bo
     entries = table.partitions if table is not None else ()
     by_offset = {entry.offset: entry for entry in entries if entry.kind is not Kind.EXTENDED}
     partitions = [
-        SourcePartition(part.number, part.offset, part.size, by_offset.get(part.offset), part.reader())
+        SourcePartition(
+            part.number,
+            part.offset,
+            part.size,
+            by_offset.get(part.offset),
+            part.reader(),
+            part.file_system,
+            part.label,
+        )  # fmt: skip
         for part in sorted(disk.partitions, key=lambda part: part.offset)
         if not wanted.partitions or part.number in wanted.partitions
     ]

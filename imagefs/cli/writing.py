@@ -1,0 +1,166 @@
+"""What restore and clone share: what will be overwritten is shown and asked, progress, the report."""
+
+import json as json_module
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from imagefs.cli.common import (
+    ExitCode,
+    errors,
+    name_text,
+    output,
+    print_json,
+    progress_bar,
+    say,
+    size_text,
+    write_errors,
+)
+from imagefs.errors import RefusedError, UsageError
+from imagefs.imaging.options import Listener, Progress
+from imagefs.restore.bars import bars
+from imagefs.restore.described import lines
+from imagefs.restore.job import RestoreJob
+from imagefs.restore.options import RestoreReport
+
+TargetArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TARGET",
+        readable=False,
+        help="A block device, or a disk file: one that is there counts as a disk of its size.",
+    ),
+]
+DiskOption = Annotated[str, typer.Option("--disk", help="Which disk, as disk4, where there are several.")]
+Delta = Annotated[
+    bool,
+    typer.Option("--delta", help="Write only what differs; this also finishes what was interrupted."),
+]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Resize partitions to the target: NTFS, ext2/3/4, FAT where it can be.")
+]
+KeepHoles = Annotated[
+    bool, typer.Option("--keep-holes", help="Leave what the target has where nothing is stored.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
+Size = Annotated[str, typer.Option(help="Size of a disk file to make, as 64G; else the disk's.")]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(help="A folder with room for volumes that are resized before they are written."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite without asking.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+
+
+def disk_number(text: str) -> int | None:
+    """Return the number that "disk4" or "4" means; None for ""."""
+    digits = text.removeprefix("disk")
+    if text and not digits.isdecimal():
+        raise UsageError(f"{text!r} names no disk", hint="as in imagefs info: disk4")
+    return int(digits) if text else None
+
+
+def place_of(text: str) -> tuple[int | None, int | None]:
+    """Return the disk and the partition that "disk4/p1" or "p1" means; None for what it doesn't name."""
+    disk, _, part = text.rpartition("/")
+    digits = part.removeprefix("p")
+    if text and not digits.isdecimal():
+        raise UsageError(f"{text!r} names no partition", hint="as in imagefs info: disk4/p1")
+    return disk_number(disk), int(digits) if text else None
+
+
+def show_plan(job: RestoreJob) -> None:
+    """Show on standard error what will be overwritten, and the layout where it changes."""
+    for warning in job.warnings:
+        say(warning)
+    if job.before is not None and job.overwrites:
+        for line in lines(job.before):
+            errors.print(escape(name_text(line)))
+    if job.options.fit:
+        for line in bars(job.placed, job.size, errors.width):
+            errors.print(line)
+
+
+def confirm(job: RestoreJob, *, yes: bool) -> None:
+    """Ask whether the target may be overwritten; raises RefusedError where nobody can answer."""
+    if yes or not (job.overwrites or job.options.fit):
+        return
+    what = f"{job.target} will be overwritten" if job.overwrites else f"{job.target} will be made so"
+    if not sys.stdin.isatty():
+        raise RefusedError("is there already", path=job.target, hint="--yes overwrites it")
+    if not typer.confirm(f"{name_text(what)}. Go on?", err=True):
+        raise typer.Abort
+
+
+def finish(job: RestoreJob, *, yes: bool, dry_run: bool, json: bool) -> None:
+    """Show, ask, run and report."""
+    if not json or not (yes or dry_run):
+        show_plan(job)
+    if dry_run:
+        if json:
+            print_json(job.document())
+        return
+    confirm(job, yes=yes)
+    with _listener(json=json) as listener:
+        report = job.run(listener)
+    if json:
+        print_json(report.document())
+    else:
+        _print(report)
+    if report.verified is False:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+@contextmanager
+def _listener(*, json: bool) -> Iterator[Listener]:
+    with progress_bar("writing", quiet=json) as bar:
+
+        def show(progress: Progress) -> None:
+            if json:
+                write_errors(json_module.dumps({"event": "progress", **asdict(progress)}) + "\n")
+            bar.update(
+                bar.task_ids[0],
+                completed=progress.done,
+                total=progress.total,
+                description=f"{progress.phase}, {size_text(progress.stored)} written",
+            )
+
+        def tell(line: str) -> None:
+            if json:
+                write_errors(json_module.dumps({"event": "message", "text": line}) + "\n")
+            else:
+                say(line)
+
+        yield Listener(show, tell)
+
+
+def _print(report: RestoreReport) -> None:
+    for warning in report.warnings:
+        say(warning)
+    output.print(escape(name_text(report.target)))
+    rate = report.bytes_written / report.seconds if report.seconds else 0
+    unchanged = f", {report.blocks_unchanged} unchanged" if report.mode == "delta" else ""
+    cleared = f", {size_text(report.bytes_cleared)} of free space cleared" if report.bytes_cleared else ""
+    output.print(
+        f"{report.blocks_written} blocks written{unchanged}; {size_text(report.bytes_written)}{cleared},"
+        f" {report.seconds:.1f} s, {size_text(int(rate))}/s"
+    )
+    _print_ids(report)
+    if report.verified:
+        output.print("[green]verified[/green]: what was written reads back as it should")
+    for line in report.different:
+        output.print(f"[red]differs[/red] {escape(name_text(line))}")
+
+
+def _print_ids(report: RestoreReport) -> None:
+    rows: Sequence[tuple[str, str]] = list(report.new_ids.items())
+    for old, new in rows:
+        output.print(f"new id {escape(new)} (was {escape(old)})")
+    for line in report.references:
+        output.print(f"[yellow]refers to an old id[/yellow]: {escape(name_text(line))}")

@@ -1,0 +1,213 @@
+"""Blocks on their way to a target: read and checked, compared where asked, written; on all cores.
+
+Memory is bounded: 2 MiB for each thread and each use, and some 30 MB for the blocks of a window, which are
+sorted by where they are stored.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+
+from formats.blockreader import BlockReader, Blocks
+from imagefs.restore.target import Memory, Target
+
+TASK_SIZE = 2 * 1024 * 1024  # bytes that are handled together
+_WINDOW = 1 << 20  # blocks that are sorted together: 64 GiB as a rule
+_NO_HASH = bytes(16)
+_TOLD = 16  # differences that are kept, for messages
+
+
+class Mode(Enum):
+    """What is done with a block."""
+
+    WRITE = "write"
+    DELTA = "delta"  # written where the target differs
+    COMPARE = "compare"  # read back, never written
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A reader and where its bytes belong; ``skip`` bytes at its start are left out."""
+
+    name: str  # for messages
+    reader: BlockReader
+    offset: int  # on the target
+    skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Blocks of a piece, ascending: neighbours are read and written together."""
+
+    piece: Piece
+    starts: tuple[int, ...]  # in the reader
+    lengths: tuple[int, ...]
+    md5: bytes  # 16 for each; zeros where it is not known
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of blocks."""
+
+    blocks_written: int = 0
+    blocks_unchanged: int = 0
+    bytes_written: int = 0
+    bytes_done: int = 0  # of the source
+    different: tuple[tuple[str, int], ...] = ()  # of a comparison: the piece, bytes in it
+
+    def add(self, other: "Counts") -> None:
+        """Add another task's."""
+        self.blocks_written += other.blocks_written
+        self.blocks_unchanged += other.blocks_unchanged
+        self.bytes_written += other.bytes_written
+        self.bytes_done += other.bytes_done
+        self.different = (self.different + other.different)[:_TOLD]
+
+
+def plan_tasks(pieces: Sequence[Piece], mode: Mode) -> Iterator[Task]:
+    """Yield the tasks that cover the data of all pieces.
+
+    What is only written goes in the order in which it is stored; what is compared in that of the target.
+    """
+    for piece in pieces:
+        for window in _windows(piece):
+            order = np.arange(window.offset.size)
+            if mode is Mode.WRITE:
+                order = np.lexsort((window.position, window.file))
+            ends = np.cumsum(window.length[order])
+            cuts = [0, *(np.flatnonzero(np.diff(ends // TASK_SIZE)) + 1).tolist(), order.size]
+            for low, high in pairwise(cuts):
+                rows = np.sort(order[low:high])
+                if rows.size:
+                    yield Task(
+                        piece,
+                        tuple(window.offset[rows].tolist()),
+                        tuple(window.length[rows].tolist()),
+                        window.md5[rows].tobytes(),
+                    )
+
+
+def _windows(piece: Piece) -> Iterator[Blocks]:
+    """Yield the blocks of a piece, so many at a time as may be sorted."""
+    kept: list[Blocks] = []
+    count = 0
+    for blocks in piece.reader.blocks(piece.skip, piece.reader.size - piece.skip):
+        kept.append(blocks)
+        count += blocks.offset.size
+        if count >= _WINDOW:
+            yield _joined(kept)
+            kept, count = [], 0
+    if kept:
+        yield _joined(kept)
+
+
+def _joined(parts: Sequence[Blocks]) -> Blocks:
+    return Blocks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+class Copier:
+    """Does a task. Safe from several threads."""
+
+    def __init__(self, target: Target, mode: Mode, before_writing: Callable[[], None]) -> None:
+        self._target = target
+        self._mode = mode
+        self._before_writing = before_writing
+        self._memory = Memory()
+
+    def __call__(self, task: Task) -> Counts:
+        """Write, or compare, a task's blocks; raises FormatError, SourceReadError, TargetWriteError."""
+        counts = Counts()
+        at = 0
+        while at < len(task.starts):
+            end = _run_end(task, at)
+            if self._mode is Mode.WRITE:
+                self._write(task, at, end, counts)
+            else:
+                self._compare(task, at, end, counts)
+            at = end
+        return counts
+
+    def _write(self, task: Task, first: int, end: int, counts: Counts) -> None:
+        start, length = _span(task, first, end)
+        view = self._memory.get("source", length)
+        task.piece.reader.read_into(start, view)
+        self._before_writing()
+        self._target.write(task.piece.offset + start, view)
+        counts.blocks_written += end - first
+        counts.bytes_written += length
+        counts.bytes_done += length
+
+    def _compare(self, task: Task, first: int, end: int, counts: Counts) -> None:
+        """Hold a run of neighbours against the target; write those that differ."""
+        start, length = _span(task, first, end)
+        there = self._memory.get("target", length)
+        self._target.read_into(task.piece.offset + start, there)
+        differing = []
+        for row in range(first, end):
+            low = task.starts[row] - start
+            if not self._same(task, row, there[low : low + task.lengths[row]]):
+                differing.append(row)
+        counts.bytes_done += length
+        counts.blocks_unchanged += end - first - len(differing)
+        if self._mode is Mode.COMPARE:
+            counts.different = tuple((task.piece.name, task.starts[row]) for row in differing[:_TOLD])
+            return
+        for low_row, high_row in _neighbours(differing):
+            at = counts.bytes_done
+            self._write(task, low_row, high_row, counts)
+            counts.bytes_done = at
+
+    def _same(self, task: Task, row: int, there: memoryview) -> bool:
+        md5 = task.md5[16 * row : 16 * row + 16]
+        if md5 != _NO_HASH:
+            return hashlib.md5(there, usedforsecurity=False).digest() == md5
+        view = self._memory.get("source", len(there))
+        task.piece.reader.read_into(task.starts[row], view)
+        return bool(np.array_equal(np.frombuffer(view, np.uint8), np.frombuffer(there, np.uint8)))
+
+
+def _run_end(task: Task, first: int) -> int:
+    """Return the row behind the neighbours that start with one."""
+    row = first + 1
+    while row < len(task.starts) and task.starts[row] == task.starts[row - 1] + task.lengths[row - 1]:
+        row += 1
+    return row
+
+
+def _span(task: Task, first: int, end: int) -> tuple[int, int]:
+    """Return the offset in the reader, and the length, of neighbours."""
+    start = task.starts[first]
+    return start, task.starts[end - 1] + task.lengths[end - 1] - start
+
+
+def _neighbours(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows that follow each other: first and end."""
+    first = None
+    for number, row in enumerate(rows):
+        if first is None:
+            first = row
+        if number + 1 == len(rows) or rows[number + 1] != row + 1:
+            yield first, row + 1
+            first = None
+
+
+class Once:
+    """Something that is done before the first write, whoever writes first."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+        self._lock = threading.Lock()
+        self.done = False
+
+    def __call__(self) -> None:
+        """Do it, or wait until it is done; a failure is everybody's."""
+        if not self.done:
+            with self._lock:
+                if not self.done:
+                    self._do()
+                    self.done = True
