@@ -307,6 +307,26 @@ def _vpd_serial(disk: BlockDevice) -> str:
     return page[4:].decode("ascii", "replace").strip(" \0")
 
 
+_TRANSPORTS = (  # what the path of a disk's folder in sysfs shows, the nearest to the disk first
+    ("usb", r"/usb\d"),
+    ("iscsi", r"/session\d"),
+    ("fc", r"/rport-"),
+    ("sas", r"/end_device-"),
+    ("ata", r"/ata\d"),
+    ("mmc", r"/mmc_host/"),
+    ("virtio", r"/virtio\d"),
+    ("firewire", r"/fw\d"),
+)
+
+
+def transport_of(device: BlockDevice) -> str:
+    """Return what the disk of a device is connected by: "usb", "ata", "nvme", …; "" where it is not known."""
+    disk = device.parent
+    if disk.name.startswith("nvme"):
+        return "nvme"
+    return next((name for name, mark in _TRANSPORTS if re.search(mark, str(disk.folder))), "")
+
+
 def disk_number(device: BlockDevice) -> int:
     """Return a disk's place among the machine's disks, from 0."""
     names = [disk.name for disk in whole_devices()]

@@ -106,7 +106,7 @@ def _refuse_new(target: Path) -> None:
         )
     if not folder.is_dir():
         raise RefusedError("its folder is not there", path=target, hint=f"make {folder} first")
-    if folder == Path("/dev") or Path("/dev") in folder.parents:
+    if Path("/dev").exists() and folder.stat().st_dev == Path("/dev").stat().st_dev:
         raise RefusedError(
             "there is no such device", path=target, hint="see /sys/block for the disks that are there"
         )

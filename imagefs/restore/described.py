@@ -1,0 +1,274 @@
+"""What a target holds now, told to whoever is asked whether it may be overwritten.
+
+Nothing that is wrong with it hinders: what can't be read is said in its place.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from formats.blockreader import BlockReader, SliceReader
+from formats.errors import ReportedError, UnsupportedError
+from formats.partition_table import Kind, PartitionTable, read_table
+from imagefs.errors import RefusedError
+from imagefs.filesystems.detect import open_file_system, recognise
+from imagefs.imaging.source_disk import detect_sector_size
+from imagefs.machine import devices
+from imagefs.machine.devices import BlockDevice
+from imagefs.machine.mounts import Uses
+from imagefs.machine.rawreader import RawReader
+
+_SIGNS = (  # of what takes a whole volume for itself, and is no file system
+    *(("LVM", 512 * sector, b"LABELONE") for sector in range(4)),
+    *(("Linux RAID", offset, b"\xfc\x4e\x2b\xa9") for offset in (0, 4096)),
+    *(("swap", page - 10, b"SWAPSPACE2") for page in (4096, 8192, 16384, 65536)),
+)
+_TAKEN = {name for name, _, _ in _SIGNS}
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedVolume:
+    """A partition, or a volume that has a whole device or file to itself. Sizes are bytes."""
+
+    number: int  # in the table; 1 for a volume without one
+    offset: int
+    size: int
+    name: str  # a GPT's label of the partition
+    file_system: str  # "NTFS", "FAT32", "ext4", "LUKS", "LVM", …; "" where none is recognised
+    label: str
+    used_as: tuple[str, ...]  # "mounted read-only on /mnt", "used as swap"
+    problem: str = ""  # why more is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A target as it is. Sizes are bytes; what is not known is "", 0 or ()."""
+
+    path: str
+    kind: str  # "disk", "partition" or "file"
+    size: int
+    model: str
+    vendor: str
+    serial: str
+    transport: str
+    removable: bool
+    sector_size: int
+    physical_sector_size: int
+    scheme: str  # "gpt" or "mbr"
+    disk_id: str
+    partitions: tuple[DescribedVolume, ...]
+    volume: DescribedVolume | None  # where there is no table
+    problems: tuple[str, ...]
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was recognised on it, and nothing hindered looking."""
+        volume = self.volume
+        empty = volume is None or not (volume.file_system or volume.used_as or volume.problem)
+        return empty and not (self.scheme or self.partitions or self.problems)
+
+
+def describe(target: Path, sector_size: int | None = None) -> Description:
+    """Look at a block device or file; ``sector_size`` is found out where it is None.
+
+    Raises RefusedError where there is neither.
+    """
+    try:
+        mode = target.stat().st_mode
+    except OSError as error:
+        raise RefusedError(error.strerror or str(error), path=target) from error
+    if stat.S_ISBLK(mode):
+        return _of_device(target, devices.require(target), sector_size)
+    if stat.S_ISREG(mode):
+        return _of_file(target, sector_size)
+    raise RefusedError("is neither a disk nor a file", path=target)
+
+
+def _of_device(target: Path, device: BlockDevice, sector_size: int | None) -> Description:
+    identity = devices.identity_of(device)
+    disk = device.parent
+    logical = int(disk.attribute("queue/logical_block_size") or 0)
+    found = Description(
+        path=str(target),
+        kind="disk" if device.partition is None else "partition",
+        size=device.size,
+        model=identity.product,
+        vendor=identity.manufacturer,
+        serial=identity.serial,
+        transport=devices.transport_of(device),
+        removable=device.removable,
+        sector_size=sector_size or logical,
+        physical_sector_size=int(disk.attribute("queue/physical_block_size") or 0),
+        scheme="",
+        disk_id="",
+        partitions=(),
+        volume=None,
+        problems=(),
+    )
+    with ExitStack() as owned:
+        try:
+            fd = devices.open_device(device, target)
+            devices.forget_cached(fd)
+            raw = RawReader(fd, target)
+        except ReportedError as error:
+            return replace(found, problems=(f"can't be read: {error.what}",))
+        owned.callback(raw.close)
+        size = sector_size or logical or detect_sector_size(raw)
+        return _with_contents(replace(found, size=raw.size, sector_size=size), raw, _device_uses(device))
+
+
+def _of_file(target: Path, sector_size: int | None) -> Description:
+    found = Description(
+        str(target), "file", target.stat().st_size, "", "", "", "", False, sector_size or 0, 0, "", "", (),
+        None, (),
+    )  # fmt: skip
+    with ExitStack() as owned:
+        try:
+            raw = RawReader(os.open(target, os.O_RDONLY | os.O_CLOEXEC), target)
+            owned.callback(raw.close)
+            size = sector_size or detect_sector_size(raw)
+        except (OSError, ReportedError) as error:
+            what = error.what if isinstance(error, ReportedError) else error.strerror
+            return replace(found, problems=(f"can't be read: {what}",))
+        return _with_contents(replace(found, sector_size=size), raw, {})
+
+
+def _with_contents(found: Description, raw: BlockReader, uses: dict[int, tuple[str, ...]]) -> Description:
+    """Add the table and what its partitions hold; ``uses`` are by the offset of a partition."""
+    table, problems = _table(raw, found.sector_size) if found.kind != "partition" else (None, ())
+    if table is None:
+        volume = _volume(DescribedVolume(1, 0, raw.size, "", "", "", uses.get(0, ())), raw, found.sector_size)
+        return replace(found, volume=volume, problems=problems)
+    parts = []
+    for entry in sorted(table.partitions, key=lambda entry: (entry.offset, entry.number)):
+        if entry.kind is Kind.EXTENDED:
+            continue
+        used = uses.get(entry.offset, ())
+        part = DescribedVolume(entry.number, entry.offset, entry.size, entry.name, "", "", used)
+        if entry.end > raw.size:
+            part = replace(part, problem="ends behind the end of the disk")
+        else:
+            part = _volume(part, SliceReader(raw, entry.offset, entry.size), found.sector_size)
+        parts.append(part)
+    return replace(
+        found, scheme=table.scheme, disk_id=table.disk_id, partitions=tuple(parts), problems=problems
+    )
+
+
+def _table(raw: BlockReader, sector_size: int) -> tuple[PartitionTable | None, tuple[str, ...]]:
+    try:
+        table = read_table(raw, sector_size, disk_size=raw.size)
+    except ReportedError as error:
+        return None, (f"its partition table can't be read: {error.what}",)
+    return table, table.problems if table is not None else ()
+
+
+def family_of(reader: BlockReader) -> str:
+    """Return what a volume is by its signature, "" for nothing known; raises what the reader raises."""
+    for name, offset, magic in _SIGNS:
+        if offset + len(magic) <= reader.size and reader.read_at(offset, len(magic)) == magic:
+            return name
+    return recognise(reader) or ""
+
+
+def _volume(part: DescribedVolume, reader: BlockReader, sector_size: int) -> DescribedVolume:
+    """Add a volume's file system and label."""
+    family = ""
+    try:
+        family = family_of(reader)
+        opened = None if family in _TAKEN else open_file_system(reader, sector_size)
+    except UnsupportedError:  # it is whole for all we know: XFS, LUKS
+        return replace(part, file_system=family)
+    except ReportedError as error:
+        return replace(part, file_system=family, problem=error.what)
+    if opened is None:
+        return replace(part, file_system=family)
+    with opened:
+        return replace(part, file_system=opened.kind, label=opened.label)
+
+
+def _device_uses(device: BlockDevice) -> dict[int, tuple[str, ...]]:
+    """Return the uses of a device's partitions by their offset, and all of them by 0, where none starts."""
+    try:
+        uses = Uses()
+    except RefusedError:
+        return {}
+
+    def of(one: BlockDevice) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(use.how for use in uses.of_device(one)))
+
+    return {part.start: of(part) for part in device.partitions()} | {0: of(device)}
+
+
+# --- Shown ---
+
+
+def lines(found: Description) -> list[str]:
+    """Return a description as lines for people, control characters in them escaped."""
+    told = [_headline(found), *(f"  {problem}" for problem in found.problems)]
+    if found.partitions:
+        told.append(f"  {found.scheme.upper()}, {len(found.partitions)} partition(s):")
+        rows = [(str(part.number), _size(part.size), *_contents(part)) for part in found.partitions]
+        told += [f"    {row}" for row in _columns(rows)]
+    elif found.scheme:
+        told.append(f"  {found.scheme.upper()}, no partitions")
+    elif found.volume is not None and not found.blank:
+        told.append("  " + ", ".join(filter(None, _contents(found.volume))))
+    elif found.blank:
+        told.append("  nothing is recognised on it")
+    return [_escaped(line) for line in told]
+
+
+def document(found: Description) -> dict[str, Any]:
+    """Return a description for JSON."""
+    return asdict(found)
+
+
+def _headline(found: Description) -> str:
+    name = " ".join(filter(None, (found.vendor, found.model)))
+    texts = [
+        f"{found.kind} of {name}" if found.kind == "partition" and name else name,
+        f"serial {found.serial}" if found.serial else "",
+        f"{_size(found.size)} ({found.size} bytes)" if found.size >= 1024 else _size(found.size),
+        found.transport,
+        "removable" if found.removable else "",
+        f"{found.sector_size}-byte sectors" if found.kind != "file" and found.sector_size else "",
+    ]
+    return f"{found.path}: {', '.join(filter(None, texts))}"
+
+
+def _contents(part: DescribedVolume) -> tuple[str, str, str]:
+    label = part.label or part.name
+    notes = [*part.used_as, part.problem]
+    return part.file_system or "unknown", f'"{label}"' if label else "", ", ".join(filter(None, notes))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(w) if at < 2 else cell.ljust(w)
+            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), "bytes"
+    for larger in _UNITS:
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
