@@ -37,7 +37,21 @@ app = typer.Typer(
     " 4 set incomplete · 5 password missing or wrong · 6 target refused · 7 input/output error ·"
     " 130 interrupted.",
 )
-COMMANDS = ("info", "points", "ls", "cat", "cp", "mount", "umount", "verify", "backup", "restore", "clone")
+COMMANDS = (
+    "info",
+    "points",
+    "ls",
+    "cat",
+    "cp",
+    "mount",
+    "umount",
+    "verify",
+    "backup",
+    "restore",
+    "clone",
+    "serve",
+    "convert",
+)
 
 
 def _add_commands(arguments: Sequence[str]) -> None:
