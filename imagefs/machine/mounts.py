@@ -73,19 +73,19 @@ def read_mounts(text: str) -> list[Mount]:
         kind, source, options = [*rest.split(" "), "", ""][:3]
         major, _, minor = number.partition(":")
         writable = "ro" not in options.split(",")
-        layers = _layers(unescape(options)) if kind == "overlay" else ()
+        layers = _layers(options) if kind == "overlay" else ()
         place = (int(major), int(minor)), unescape(mountpoint)
         mounts.append(Mount(*place, kind, unescape(source), writable, layers))
     return mounts
 
 
 def _layers(options: str) -> tuple[str, ...]:
-    """Return the folders of an overlay; in its options a backslash takes its meaning from : and ,."""
+    """Return the folders of an overlay. In their names a backslash takes its meaning from a colon."""
     found = []
-    for option in re.split(r"(?<!\\),", options):
+    for option in options.split(","):  # a comma in a name is escaped
         name, _, value = option.partition("=")
         if name in {"lowerdir", "lowerdir+", "datadir+", "upperdir"}:
-            folders = re.split(r"(?<!\\):+", value) if name == "lowerdir" else [value]
+            folders = re.split(r"(?<!\\):+", unescape(value)) if name == "lowerdir" else [unescape(value)]
             found += [re.sub(r"\\(.)", r"\1", folder) for folder in folders if folder]
     return tuple(found)
 

@@ -76,7 +76,9 @@ def _kind(target: Path) -> os.stat_result | None:
         _refuse_new(target)
         return None
     except OSError as error:
-        raise RefusedError(error.strerror or str(error), path=target) from error
+        raise RefusedError(
+            error.strerror or str(error), path=target, hint="name a disk, a partition or a file"
+        ) from error
     if stat.S_ISBLK(found.st_mode):
         _refuse_device(target)
         return found
@@ -151,7 +153,9 @@ def _refuse_source(target: Path, ground: Sequence[Place], path: Path, uses: Uses
         below = list(uses.ground(path.stat()))
     except OSError as error:
         raise RefusedError(
-            f"can't tell whether {path}, which is read, lies on it: {error.strerror}", path=target
+            f"can't tell whether {path}, which is read, lies on it: {error.strerror}",
+            path=target,
+            hint="see that it is still there",
         ) from error
     met = [place for place in ground if any(place.meets(other) for other in below)]
     if not met:
@@ -182,15 +186,14 @@ def _refuse_same_file(target: Path, found: os.stat_result | None, protected: Seq
 
 def _refuse_system(target: Path, ground: Sequence[Place], uses: Uses) -> None:
     """Refuse a disk, or a part of one, that the running system needs."""
-    for path in (*map(Path, _SYSTEM), *uses.swaps):
+    for path in map(Path, _SYSTEM):
         try:
             below = list(uses.ground(path.stat()))
         except OSError:
-            continue  # there is none, or it was deleted while it is in use
+            continue
         if any(place.meets(other) for place in ground for other in below):
-            what = "swap" if path in uses.swaps else str(path)
             raise RefusedError(
-                f"the running system lies on it ({what})",
+                f"the running system lies on it ({path})",
                 path=target,
                 hint="start this machine from another medium to overwrite it",
             )
@@ -208,12 +211,8 @@ def _refuse_used(target: Path, ground: Sequence[Place], uses: Uses) -> None:
             for device, spans in _shown(place, uses):
                 found += uses.of_device(device, spans)
                 stacked += [one for one in uses.stack(device, spans) if one.number not in own]
-    mounts = [
-        mount for place in ground if place.whole and place.file for mount in uses.mounts_of_file(place.file)
-    ]
-    if mounts:
-        points = [mount.mountpoint for mount in mounts]
-        raise RefusedError(f"is mounted on {points[-1]}", path=target, hint=_unmount(points))
+    for file in (place.file for place in ground if place.whole and place.file is not None):
+        _refuse_used_file(target, file, uses)
     if found:
         use = found[0]
         which = (
@@ -225,6 +224,16 @@ def _refuse_used(target: Path, ground: Sequence[Place], uses: Uses) -> None:
     for one in stacked:
         if one.partition is None:
             raise RefusedError(f"{_kind_of(one)} {one.node} is made of it", path=target, hint=_detach(one))
+
+
+def _refuse_used_file(target: Path, file: tuple[int, int], uses: Uses) -> None:
+    """Refuse a file that a program has mounted, or the kernel swaps to; neither needs a loop device."""
+    points = [mount.mountpoint for mount in uses.mounts_of_file(file)]
+    if points:
+        raise RefusedError(f"is mounted on {points[-1]}", path=target, hint=_unmount(points))
+    for path in uses.swaps:
+        if path.exists() and (path.stat().st_dev, path.stat().st_ino) == file:
+            raise RefusedError("is used as swap", path=target, hint=f"swapoff {shlex.quote(str(path))}")
 
 
 def _shown(place: Place, uses: Uses) -> Iterator[tuple[BlockDevice, Spans]]:
@@ -303,5 +312,9 @@ def _is_held(device: BlockDevice, target: Path) -> bool:
     except BlockingIOError:
         return True
     except SourceReadError as error:
-        raise RefusedError(f"can't tell whether it is in use: {error.what}", path=target) from error
+        raise RefusedError(
+            f"can't tell whether it is in use: {error.what}",
+            path=target,
+            hint="writing to a device needs root",
+        ) from error
     return False

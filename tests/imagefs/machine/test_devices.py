@@ -17,6 +17,7 @@ from imagefs.machine import devices, mounts
 from imagefs.machine.devices import Identity
 from imagefs.machine.mounts import Mount, Uses, read_mounts
 from tests.imagefs.imaging.attached import attached, need_root, partition_node
+from tests.imagefs.machine.made_sysfs import Sysfs
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,discard
@@ -37,6 +38,13 @@ def test_mountinfo() -> None:
     ]
 
 
+def test_the_folders_of_an_overlay() -> None:
+    """As Linux 6.18 shows one that was mounted with these names."""
+    options = r"rw,lowerdir=/lo\134:w:/b\040l:/c\134\054d,upperdir=/up,workdir=/work,uuid=on"
+    (mount,) = read_mounts(f"47 42 0:40 / /mnt rw,relatime - overlay overlay {options}")
+    assert mount.layers == ("/lo:w", "/b l", "/c,d", "/up")
+
+
 def test_this_machines_mounts_are_those_of_findmnt() -> None:
     listed = run("findmnt", "--raw", "--noheadings", "--notruncate", "--output", "MAJ:MIN,FSTYPE").decode()
     found = [f"{one.number[0]}:{one.number[1]} {one.file_system}" for one in Uses().mounts]
@@ -55,30 +63,6 @@ def test_mounts_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 # --- A made sysfs ---
-
-
-class Sysfs:
-    """A tree as the kernel has it: every device's folder, and links to it by name and number."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.minor = 0
-        for name in ("block", "dev/block", "class/block", "fs"):
-            (root / name).mkdir(parents=True)
-
-    def add(self, name: str, parent: str = "", **attributes: str | bytes) -> Path:
-        folder = self.root / "devices" / parent / name
-        folder.mkdir(parents=True)
-        self.minor += 1
-        number = f"250:{self.minor}"
-        for key, value in {"dev": number + "\n", "size": "2048\n", **attributes}.items():
-            path = folder / key.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(value if isinstance(value, bytes) else value.encode())
-        (self.root / "dev/block" / number).symlink_to(folder)
-        if not parent:
-            (self.root / "block" / name).symlink_to(folder)
-        return folder
 
 
 @pytest.fixture
@@ -153,8 +137,7 @@ def test_stack(sysfs: Sysfs) -> None:
     second = sysfs.add("sda2", "sda", partition="2\n", start="4096\n", size="2048\n")
     crypt, volume = sysfs.add("dm-0"), sysfs.add("dm-1")
     for lower, upper in ((second, crypt), (crypt, volume)):
-        (lower / "holders").mkdir()
-        (lower / "holders" / upper.name).symlink_to(upper)
+        sysfs.stack(lower, upper)
     disk = devices.by_number((250, 1))
     assert disk is not None
     assert (disk.parent, disk.partition) == (disk, None)
