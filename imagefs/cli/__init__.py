@@ -51,6 +51,7 @@ COMMANDS = (
     "clone",
     "serve",
     "convert",
+    "boot",
 )
 
 
