@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from formats.blockreader import BlockReader
-from formats.errors import FormatError
+from formats.errors import DamagedError, FormatError
 from imagefs.errors import RefusedError
 from imagefs.filesystems.detect import recognise, signatures
-from imagefs.filesystems.ntfs_layout import AttributeType, parse_boot
+from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs_layout import VOLUME, AttributeType, parse_boot
 from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from mounters.tree import NodeType
 
-_NTFS_VOLUME = 3  # file record of $Volume
+_NTFS_LOG = 2  # file record of $LogFile
+_NO_CLIENT = 0xFFFF  # of the journal's list of clients
+_LOG_CLEAN = 0x0002
 _NTFS_DIRTY = 0x0001
 _EXT_ERRORS = 0x0002  # s_state
 _EXT_RECOVER = 0x0004  # incompatible feature: the journal holds what is not in its place yet
@@ -109,18 +113,16 @@ class NtfsResizer(Resizer):
     tools = (("ntfsresize", "ntfs-3g"), ("ntfs-3g.probe", "ntfs-3g"), ("ntfsfix", "ntfs-3g"))
 
     def obstacle(self, reader: BlockReader) -> str:
-        """Return why it must not be resized: Windows calls it dirty, or its structures can't be read."""
+        """Return why it must not be resized: dirty, its journal in use, Windows asleep in it."""
         try:
             mft = MasterFileTable(reader, parse_boot(reader.read_at(0, 512)))
-            found = find(mft.attributes(mft.record(_NTFS_VOLUME)), AttributeType.VOLUME_INFORMATION)
+            if _ntfs_flags(mft) & _NTFS_DIRTY:
+                return "Windows has it down for a check (chkdsk)"
+            if not _has_clean_log(mft):
+                return _FINDINGS[15]
+            return _FINDINGS[14] if _is_hibernated(reader) else ""
         except FormatError as error:
             return f"it can't be read ({error.what})"
-        value = found[0].value if found else None
-        if value is None or len(value) < 12:
-            return "it does not say whether it is dirty"
-        if struct.unpack_from("<H", value, 10)[0] & _NTFS_DIRTY:
-            return "Windows has it down for a check (chkdsk)"
-        return ""
 
     def largest(self, reader: BlockReader) -> int:
         """Return the bytes of 2^32 - 1 clusters."""
@@ -165,7 +167,7 @@ class NtfsResizer(Resizer):
         arguments = ("--force", "--size", str(size), path)
         for options in (("--no-action",), ()):
             code, said = self._ntfsresize(*options, *arguments)
-            if code or "success" not in said:
+            if code or "successfully" not in said.lower():
                 raise self._refuse(f"ntfsresize can't make it {size} bytes", said)
 
     def check(self, path: Path) -> None:
@@ -176,6 +178,52 @@ class NtfsResizer(Resizer):
         code, said = self._ntfsresize("--info", "--force", path)
         if code and _NTFS_FULL not in said:
             raise self._refuse("it is not sound after the resizing", said)
+
+
+def _ntfs_flags(mft: MasterFileTable) -> int:
+    found = find(mft.attributes(mft.record(VOLUME)), AttributeType.VOLUME_INFORMATION)
+    value = found[0].value if found else None
+    if value is None or len(value) < 12:
+        raise DamagedError("NTFS: $Volume does not say whether it is dirty")
+    return int(struct.unpack_from("<H", value, 10)[0])
+
+
+def _has_clean_log(mft: MasterFileTable) -> bool:
+    """Tell whether nothing waits in the journal: it is empty, or its newest restart page says so.
+
+    Structures: https://flatcap.github.io/linux-ntfs/ntfs/files/logfile.html.
+    """
+    found = find(mft.attributes(mft.record(_NTFS_LOG)), AttributeType.DATA)
+    if not found:
+        raise DamagedError("NTFS: $LogFile has no data")
+    log = mft.value(found, "$LogFile")
+    newest = -1
+    is_clean = True
+    for at in (0, 4096):
+        if log.size < at + 512:
+            break
+        page = log.read_at(at, 512)
+        if page[:4] not in (b"RSTR", b"CHKD"):
+            if page[:4] != b"\xff\xff\xff\xff":
+                raise DamagedError(f"NTFS: $LogFile has no restart page at {at}")
+            continue
+        (area,) = struct.unpack_from("<H", page, 24)
+        if area > 512 - 18:
+            raise DamagedError(f"NTFS: $LogFile has its restart area at {area}")
+        number, _, _, in_use, flags = struct.unpack_from("<QHHHH", page, area)
+        if number > newest:
+            newest, is_clean = number, in_use == _NO_CLIENT or bool(flags & _LOG_CLEAN)
+    return is_clean
+
+
+def _is_hibernated(reader: BlockReader) -> bool:
+    """Tell whether Windows sleeps in this volume, as its hiberfil.sys begins then."""
+    with NtfsFileSystem(reader) as volume:
+        found = [e for e in volume.entries(volume.root) if e.name.lower() == "hiberfil.sys"]
+        if not found or found[0].type is not NodeType.FILE:
+            return False
+        content = volume.open(found[0].inode)
+        return content.read_at(0, min(4, content.size)).lower() == b"hibr"
 
 
 class ExtResizer(Resizer):
@@ -263,6 +311,11 @@ def resizer_of(reader: BlockReader) -> Resizer | None:
     if family is None or len(signatures(reader)) > 1:
         return None
     return _RESIZERS.get(family)
+
+
+def resizer_by_name(file_system: str) -> Resizer | None:
+    """Return how volumes of a recorded name ("NTFS", "ext", "ext4", …) are resized; None: they aren't."""
+    return _RESIZERS.get(re.sub(r"(?<=ext)[234]$|(?<=FAT)(12|16|32)$", "", file_system))
 
 
 def require_tools(readers: Iterable[BlockReader]) -> None:

@@ -1,0 +1,148 @@
+"""A reader as a file that other programs can open: shown by a mount of ours, or copied."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from formats.blockreader import BlockReader, Extent
+from imagefs.errors import RefusedError, TargetWriteError
+from mounters.controller import MountOptions, mechanisms, mount
+from mounters.errors import MountError
+from mounters.tree import (
+    Attributes,
+    Entry,
+    Handle,
+    NodeType,
+    Tree,
+    is_a_directory,
+    not_a_directory,
+    not_found,
+)
+
+_STEP = 4 << 20  # bytes copied at once
+_ROOT, _FILE = 2, 3  # inode numbers
+_NAME = "volume"
+
+
+class _ReaderHandle(Handle):
+    def __init__(self, reader: BlockReader) -> None:
+        self.size = reader.size
+        self._reader = reader
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes, fewer at the end."""
+        return self._reader.read_at(offset, max(0, min(length, self.size - offset)))
+
+
+class _OneFile(Tree):
+    """A directory with one file in it."""
+
+    root = _ROOT
+
+    def __init__(self, reader: BlockReader) -> None:
+        self._reader = reader
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return the attributes of the directory or the file."""
+        if inode == _ROOT:
+            return Attributes(_ROOT, NodeType.DIRECTORY, mode=0o700, links=2, uid=os.getuid())
+        return Attributes(_FILE, NodeType.FILE, self._reader.size, mode=0o400, uid=os.getuid())
+
+    def entries(self, inode: int) -> Sequence[Entry]:
+        """Return the one file."""
+        if inode != _ROOT:
+            raise not_a_directory(str(inode))
+        return [Entry(_NAME, _FILE, NodeType.FILE)]
+
+    def lookup(self, inode: int, name: str) -> int:
+        """Return the file's number."""
+        if inode != _ROOT or name != _NAME:
+            raise not_found(name)
+        return _FILE
+
+    def read_link(self, inode: int) -> str:
+        """Raise: there are no links."""
+        raise not_found(str(inode))
+
+    def open(self, inode: int) -> Handle:
+        """Open the file."""
+        if inode != _FILE:
+            raise is_a_directory(str(inode))
+        return _ReaderHandle(self._reader)
+
+    def size(self) -> int:
+        """Return the file's size."""
+        return self._reader.size
+
+
+@contextmanager
+def exposed(reader: BlockReader, scratch: Path) -> Iterator[Path]:
+    """Show a reader as a file that can only be read, as long as the block runs.
+
+    By FUSE, answered by threads of this process; where that isn't there, by a sparse copy in ``scratch``.
+    Programs are to open the file, not this process. Raises RefusedError where a copy has no room.
+    """
+    if all(mechanisms().values()) or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        with copied(reader, scratch) as path:
+            yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="imagefs-volume-") as folder:
+        try:
+            mounted = mount(_OneFile(reader), folder, MountOptions(source="imagefs-volume"))
+        except MountError:  # FUSE is there, but not for us: in a container, say
+            mounted = None
+        if mounted is None:
+            with copied(reader, scratch) as path:
+                yield path
+            return
+        with mounted:
+            yield Path(folder) / _NAME
+
+
+@contextmanager
+def copied(reader: BlockReader, scratch: Path, extra: int = 0) -> Iterator[Path]:
+    """Write a reader's data to a sparse file in a folder of its own in ``scratch``; it is removed at the end.
+
+    ``extra`` are bytes that will be wanted besides. Raises RefusedError where there is no room for both
+    before anything is written, TargetWriteError where writing fails, and what the reader raises.
+    """
+    data = [extent for extent in reader.extents() if extent.is_data]
+    needed = sum(extent.length for extent in data) + extra
+    with ExitStack() as owned:
+        try:
+            found = os.statvfs(scratch)
+            free = found.f_bavail * found.f_frsize
+            if free < needed:
+                raise RefusedError(
+                    f"has {free} bytes free, {needed} are needed for a copy of the volume",
+                    path=scratch,
+                    hint="name another folder for scratch files",
+                )
+            folder = owned.enter_context(tempfile.TemporaryDirectory(prefix=".imagefs-", dir=scratch))
+            path = Path(folder) / _NAME
+            _copy(reader, data, path)
+        except OSError as error:
+            what = f"a copy of the volume can't be written: {error.strerror or error}"
+            raise TargetWriteError(what, path=scratch) from error
+        yield path
+
+
+def _copy(reader: BlockReader, data: Iterable[Extent], path: Path) -> None:
+    """Write some extents of a reader to a new file, holes between them."""
+    with path.open("xb", buffering=0) as stream:
+        path.chmod(0o600)
+        stream.truncate(reader.size)
+        buffer = memoryview(bytearray(_STEP))
+        for extent in data:
+            for at in range(extent.offset, extent.end, _STEP):
+                piece = buffer[: min(_STEP, extent.end - at)]
+                reader.read_into(at, piece)
+                _write(stream.fileno(), piece, at)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
