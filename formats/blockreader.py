@@ -246,6 +246,16 @@ class FileReader(BlockReader):
             raise ReadError(f"{error.strerror or error} at {offset}+{length}", path=self.path) from error
         return data
 
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        if hasattr(os, "preadv"):
+            try:
+                done = os.preadv(self.fileno(), [buffer], offset)
+            except OSError:
+                done = 0  # what fails is told by reading again
+        if done < len(buffer):
+            buffer[done:] = self._read(offset + done, len(buffer) - done)
+
     def _read_once(self, offset: int, length: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self.fileno(), length, offset)

@@ -59,7 +59,7 @@ class BlockCipher:
         encryptor = Cipher(self._algorithm, mode).encryptor()
         return encryptor.update(data + bytes(-len(data) % AES_BLOCK_SIZE)) + encryptor.finalize()
 
-    def decrypt_block(self, data: bytes, disk: int, partition: int, block: int) -> bytes:
+    def decrypt_block(self, data: bytes | memoryview, disk: int, partition: int, block: int) -> bytes:
         """Return a data block's plain bytes with their padding; ``data`` is a multiple of 16 bytes.
 
         ``disk`` and ``partition`` are the recorded numbers; ``block`` counts from 0 in its own array.
@@ -74,6 +74,6 @@ class BlockCipher:
         encryptor = self._vector_cipher.encryptor()
         return encryptor.update(struct.pack("<8sHHI", self._image_id, disk, partition, block))
 
-    def _decrypt(self, data: bytes, mode: modes.CBC | modes.ECB) -> bytes:
+    def _decrypt(self, data: bytes | memoryview, mode: modes.CBC | modes.ECB) -> bytes:
         decryptor = Cipher(self._algorithm, mode).decryptor()
         return decryptor.update(data) + decryptor.finalize()

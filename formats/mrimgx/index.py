@@ -21,7 +21,7 @@ ReadBytes = Callable[[int, int], bytes]  # (offset in the file, length) -> exact
 
 _CHUNK = 1 << 16  # elements looked at together: 2 MB
 _PAGE = 128  # elements read at a time when they are wanted one by one: 4 KB
-_ELEMENT = struct.Struct("<q16sIH")
+RECORD = struct.Struct("<q16sIH")  # the first fields of either kind of element
 
 
 class Element(NamedTuple):
@@ -35,7 +35,7 @@ class Element(NamedTuple):
     @classmethod
     def of(cls, row: np.void) -> "Element":
         """Return a row of an array, of ELEMENT or DELTA_ELEMENT."""
-        return cls(*_ELEMENT.unpack_from(row.tobytes()))
+        return cls(*RECORD.unpack_from(row.tobytes()))
 
     @property
     def is_hole(self) -> bool:
@@ -109,7 +109,7 @@ class ElementTable:
             first = number * _PAGE
             count = min(_PAGE, self._count - first)
             page = self._page = number, self._read(self._offset + first * size, count * size)
-        return Element(*_ELEMENT.unpack_from(page[1], inside * size))
+        return Element(*RECORD.unpack_from(page[1], inside * size))
 
     def chunks(self) -> Iterator[tuple[int, Elements]]:
         """Yield (first row, rows), in pieces that are small beside the memory of a machine."""

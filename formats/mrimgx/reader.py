@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,11 @@ from formats.errors import DamagedBlockError, FormatError
 from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.document import Document
 from formats.mrimgx.image_file import ImageFile
-from formats.mrimgx.index import Element, ResolvedIndex, stored
+from formats.mrimgx.index import RECORD, Element, ResolvedIndex, stored
+from formats.mrimgx.layout import ELEMENT
 from formats.mrimgx.tag_table import BlockTags
 
+Bytes = bytes | memoryview
 _PASSING = 4  # blocks: a read of so many comes from a reader that goes on and does not come back
 
 
@@ -24,6 +26,13 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.decompressor = zstandard.ZstdDecompressor()
+        self._memory = memoryview(bytearray())
+
+    def memory(self, length: int) -> memoryview:
+        """Return so many bytes, with whatever is in them, until this thread asks again."""
+        if len(self._memory) < length:
+            self._memory = memoryview(bytearray(length))
+        return self._memory[:length]
 
 
 _local = _Local()
@@ -78,46 +87,88 @@ class BlockStore:
         Raises DamagedBlockError when they are not to be had, PasswordError when the set is locked and
         ForgedError when the file that holds the block is forged.
         """
+        image = self._image(element)
+        self._check_place(image, element, place, number, size)
+        data = image.reader().read_at(element.position, element.length)
+        return self._plain(image, data, element, place, number, size)
+
+    def decode_run(
+        self, elements: Sequence[Element], place: BlockPlace, number: int, size: int
+    ) -> Iterator[bytes]:
+        """Yield what ``decode`` returns for blocks from ``number`` on that are stored one behind the other.
+
+        They are read at once.
+        """
+        image = self._image(elements[0])
+        for count, element in enumerate(elements):
+            self._check_place(image, element, place, number + count, size)
+        start = elements[0].position
+        data = _local.memory(elements[-1].position + elements[-1].length - start)
+        image.reader().read_into(start, data)
+        for count, element in enumerate(elements):
+            at = element.position - start
+            stored_bytes = data[at : at + element.length]
+            yield self._plain(image, stored_bytes, element, place, number + count, size)
+
+    def _image(self, element: Element) -> ImageFile:
+        """Return the file that holds a block; raises where it must not be read."""
         image = self.holder(element.file_number)
         cipher = self.ciphers.get(image)
         if isinstance(cipher, FormatError):
             raise cipher.with_traceback(None)
+        return image
 
-        def bad(reason: str) -> DamagedBlockError:
-            return DamagedBlockError(reason, path=image.path, partition=place.partition, block=number)
-
-        if not element.length:
-            raise bad("the index gives it a hash or a position, but no length")
+    def _check_place(
+        self, image: ImageFile, element: Element, place: BlockPlace, number: int, size: int
+    ) -> None:
+        """Check what an index says of a block before it is read."""
+        position, length = element.position, element.length
+        if not length:
+            raise _bad("the index gives it a hash or a position, but no length", image, place, number)
         # A frame of incompressible bytes is a little larger than they are; what is much larger is none.
-        if element.length > size + size // 128 + 1024:
-            raise bad(f"stored length {element.length} is too large for a block of {size} bytes")
-        if element.position < 0 or element.position + element.length > image.data_end:
-            raise bad(f"the index points outside the file, to {element.position}+{element.length}")
-        data = image.reader().read_at(element.position, element.length)
+        if length > size + size // 128 + 1024:
+            reason = f"stored length {length} is too large for a block of {size} bytes"
+            raise _bad(reason, image, place, number)
+        if position < 0 or position + length > image.data_end:
+            reason = f"the index points outside the file, to {position}+{length}"
+            raise _bad(reason, image, place, number)
+
+    def _plain(
+        self, image: ImageFile, data: Bytes, element: Element, place: BlockPlace, number: int, size: int
+    ) -> bytes:
+        """Return the plain bytes of stored ones."""
         tags = self.tags.get(image)
         if tags is not None:
             # Before anything else is done with them: nothing but the tag vouches for the bytes as stored.
             key = place.disk_number, place.partition_number, place.is_reserved
             tag = tags.tag(key, number, element)
             if isinstance(tag, str):
-                raise bad(tag)
+                raise _bad(tag, image, place, number)
             if not tags.fits(tag, data):
-                raise bad("its tag does not fit: the stored bytes are not those that were written")
-        if cipher is not None:
+                reason = "its tag does not fit: the stored bytes are not those that were written"
+                raise _bad(reason, image, place, number)
+        cipher = self.ciphers.get(image)
+        if isinstance(cipher, BlockCipher):
             if element.length % AES_BLOCK_SIZE:
-                raise bad(f"stored length {element.length} is not a multiple of 16 in an encrypted file")
+                reason = f"stored length {element.length} is not a multiple of 16 in an encrypted file"
+                raise _bad(reason, image, place, number)
             data = cipher.decrypt_block(data, place.disk_number, place.partition_number, number)
         if image.document.compression != "none":
             try:
                 content = zstandard.frame_content_size(data)
                 if not 0 <= content <= size:
-                    raise bad(f"it would decompress to {content} bytes, a block has {size}")
+                    reason = f"it would decompress to {content} bytes, a block has {size}"
+                    raise _bad(reason, image, place, number)
                 data = _local.decompressor.decompress(data)
             except zstandard.ZstdError as error:
-                raise bad(f"it can't be decompressed: {error}") from None
+                raise _bad(f"it can't be decompressed: {error}", image, place, number) from None
         if hashlib.md5(data, usedforsecurity=False).digest() != element.md5:
-            raise bad("its MD5 is not the one in the index")
-        return data
+            raise _bad("its MD5 is not the one in the index", image, place, number)
+        return bytes(data)  # which costs nothing where they are bytes already
+
+
+def _bad(reason: str, image: ImageFile, place: BlockPlace, number: int) -> DamagedBlockError:
+    return DamagedBlockError(reason, path=image.path, partition=place.partition, block=number)
 
 
 class BlocksReader(BlockReader):
@@ -156,11 +207,42 @@ class BlocksReader(BlockReader):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_into(self, offset: int, buffer: memoryview) -> None:
-        passing = len(buffer) >= _PASSING * self._block_size
+        size = self._block_size
         done = 0
-        for number, start, step in self._parts(offset, len(buffer)):
-            buffer[done : done + step] = self._piece(number, start, step, passing=passing)
+        first, end = -(-offset // size), (offset + len(buffer)) // size
+        if end - first < _PASSING:
+            end = first = 0
+        elif first * size > offset:
+            done = first * size - offset
+            buffer[:done] = self._piece(first - 1, offset % size, done, passing=True)
+        if first < end:
+            self._read_blocks_into(first, end, buffer[done : done + (end - first) * size])
+            done += (end - first) * size
+        for number, start, step in self._parts(offset + done, len(buffer) - done):
+            buffer[done : done + step] = self._piece(number, start, step, passing=False)
             done += step
+
+    def _read_blocks_into(self, first: int, end: int, buffer: memoryview) -> None:
+        """Fill memory with whole blocks, those that are stored one behind the other read at once."""
+        size = self._block_size
+        rows = self._index.elements(first, end)
+        kept = stored(rows).tolist()
+        if not all(kept):
+            self._index.prove_holes()
+        data = rows.tobytes()
+        elements = [Element(*RECORD.unpack_from(data, at)) for at in range(0, len(data), ELEMENT.itemsize)]
+        at = 0
+        while at < len(elements):
+            stop = _run_end(elements, kept, at)
+            if not kept[at]:
+                buffer[at * size : stop * size] = bytes((stop - at) * size)
+            else:
+                blocks = self._store.decode_run(elements[at:stop], self._place, first + at, size)
+                for number, (block, element) in enumerate(zip(blocks, elements[at:stop], strict=True), at):
+                    buffer[number * size : (number + 1) * size] = self._cut(
+                        block, element, first + number, 0, size
+                    )
+            at = stop
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         pieces = []
@@ -249,3 +331,17 @@ class BlocksReader(BlockReader):
             element = self._index.element(number)
             if not element.is_hole:
                 self._store.block(element, self._place, number, size)
+
+
+def _run_end(elements: Sequence[Element], kept: Sequence[bool], first: int) -> int:
+    """Return the end of the holes, or of the blocks stored one behind the other, that start at ``first``."""
+    at = first + 1
+    while at < len(elements) and kept[at] == kept[first]:
+        before, element = elements[at - 1], elements[at]
+        follows = (
+            before.file_number == element.file_number and before.position + before.length == element.position
+        )
+        if kept[first] and not follows:
+            break
+        at += 1
+    return at

@@ -157,6 +157,6 @@ class BlockTags:
                 return tag
         return "the index of its own file does not have it there"
 
-    def fits(self, tag: bytes, stored: bytes) -> bool:
+    def fits(self, tag: bytes, stored: bytes | memoryview) -> bool:
         """Whether a block's stored bytes are those that the tag was made of."""
         return hmac.compare_digest(self._keys.block_tag(stored), tag)

@@ -225,7 +225,7 @@ def _image_disk(wanted: Wanted, disk: Disk, identity: Identity, *, removable: bo
             part.reader(),
             part.file_system,
             part.label,
-        )  # fmt: skip
+        )
         for part in sorted(disk.partitions, key=lambda part: part.offset)
         if not wanted.partitions or part.number in wanted.partitions
     ]
