@@ -24,7 +24,7 @@ from imagefs.cli.common import (
 )
 from imagefs.errors import RefusedError, UsageError
 from imagefs.imaging.options import Listener, Progress
-from imagefs.restore.bars import bars
+from imagefs.restore.bars import bars, layout_after, layout_before
 from imagefs.restore.described import lines
 from imagefs.restore.job import RestoreJob
 from imagefs.restore.options import RestoreReport
@@ -83,7 +83,8 @@ def show_plan(job: RestoreJob) -> None:
         for line in lines(job.before):
             errors.print(escape(name_text(line)))
     if job.options.fit:
-        for line in bars(job.placed, job.size, errors.width):
+        before = layout_before(job.placed, job.original.disk.size)
+        for line in bars(before, layout_after(job.placed, job.size), min(errors.width, 100)):
             errors.print(line)
 
 
@@ -112,6 +113,8 @@ def finish(job: RestoreJob, *, yes: bool, dry_run: bool, json: bool) -> None:
     if json:
         print_json(report.document())
     else:
+        for warning in report.warnings[len(job.warnings) :]:
+            say(warning)
         _print(report)
     if report.verified is False:
         raise typer.Exit(ExitCode.DIFFERENT)
@@ -141,8 +144,6 @@ def _listener(*, json: bool) -> Iterator[Listener]:
 
 
 def _print(report: RestoreReport) -> None:
-    for warning in report.warnings:
-        say(warning)
     output.print(escape(name_text(report.target)))
     rate = report.bytes_written / report.seconds if report.seconds else 0
     unchanged = f", {report.blocks_unchanged} unchanged" if report.mode == "delta" else ""

@@ -5,9 +5,11 @@ is of one moment, so who writes opens the device with O_EXCL afterwards. What li
 of ZFS can't be seen from here; the members of such a pool are held, and refused for that.
 """
 
+import fcntl
 import os
 import shlex
 import stat
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from imagefs.machine.devices import BlockDevice
 from imagefs.machine.mounts import Place, Spans, Use, Uses
 
 _SYSTEM = ("/", "/usr", "/boot", "/boot/efi", "/efi")
+_LOCK = "hhqqi0q"  # struct flock of <fcntl.h> for large files: type, whence, start, length, process
 _OTHER_KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISCHR, "a character device"),
@@ -61,6 +64,7 @@ def refuse_unsafe(
     if found is None:
         return
     _refuse_used(target, ground, uses)
+    _refuse_locked(target)
     if stat.S_ISBLK(found.st_mode):
         _refuse_held(target, devices.require(target), spans, uses)
 
@@ -279,6 +283,25 @@ def _detach(device: BlockDevice) -> str:
     }
     prefix = device.attribute("dm/uuid").partition("-")[0]
     return commands.get(prefix, f"dmsetup remove {name}" if name != "''" else f"end the use of {device.node}")
+
+
+def _refuse_locked(target: Path) -> None:
+    """Refuse what a program has locked: virtual machines lock their disks, and hold devices in no other way."""
+    wanted = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
+        finally:
+            os.close(fd)
+    except OSError:
+        return  # there are no such locks where it lies
+    if struct.unpack(_LOCK, found)[0] != fcntl.F_UNLCK:
+        raise RefusedError(
+            "is locked by another program, as a virtual machine locks its disks",
+            path=target,
+            hint=f"end that program; fuser -v {shlex.quote(str(target))} shows it",
+        )
 
 
 def _refuse_held(target: Path, device: BlockDevice, spans: Spans, uses: Uses) -> None:

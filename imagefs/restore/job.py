@@ -19,7 +19,7 @@ from formats.partition_table import Kind, PartitionTable, read_table
 from imagefs.errors import ImagingError, RefusedError, TargetWriteError, UsageError
 from imagefs.imaging.options import Listener
 from imagefs.machine import devices
-from imagefs.restore.described import Description, describe
+from imagefs.restore.described import Description, describe, document
 from imagefs.restore.fit import fit_volume, plan_fit
 from imagefs.restore.guard import refuse_unsafe
 from imagefs.restore.ids import with_new_ids
@@ -156,9 +156,9 @@ class RestoreJob:
         self.table = disk.table
         placed = tuple(Placed(volume, volume.offset, volume.size) for volume in volumes)
         if self.options.fit:
-            self._refuse_missing()
             fitted = plan_fit(volumes, self.table, disk.sector_size, self.size, self._smallest)
             placed, self.table = fitted.placed, fitted.table
+            self.warnings += fitted.notes
         needed = needed_size(self.table, [item.end for item in placed])
         if needed > self.size != disk.size:
             hint = f"it needs {needed} bytes" + (
@@ -167,37 +167,23 @@ class RestoreJob:
             raise RefusedError(
                 f"{self.size} bytes are too small for disk{disk.number}", path=self.target, hint=hint
             )
-        missing = self._left_out()
-        if missing:
-            numbers = ", ".join(f"p{number}" for number, _, _ in missing)
+        for entry in self._left_out():
+            what = f"partition {entry.number} of its table" + (f" ({entry.name})" if entry.name else "")
             self.warnings.append(
-                f"{numbers} of disk{disk.number}: not in the image, left as the target has it"
+                f"disk{disk.number}: {what} is not in the image: its contents are not written"
             )
         if self.options.new_ids and self.table is not None:
             self.table, self.new_ids = with_new_ids(self.table)
         self._records: Records = make_records(disk, self.table, self.size)
         return placed
 
-    def _refuse_missing(self) -> None:
-        """Refuse to move partitions of which only the table's entry is there."""
-        missing = self._left_out()
-        if missing:
-            numbers = ", ".join(str(number) for number, _, _ in missing)
-            raise RefusedError(
-                f"partitions {numbers} are not in the image: the disk can't be fitted",
-                path=self.original.source.path,
-                hint="restore without --fit, or single partitions",
-            )
-
-    def _left_out(self) -> list[tuple[int, int, int]]:
-        """Return the partitions of the table whose contents are not there: number, start, end."""
+    def _left_out(self) -> list[PartitionEntry]:
+        """Return the entries of the target's table whose contents are not in the source."""
+        if self.original.disk.table is None or self.table is None:
+            return []
         here = {volume.offset for volume in self.original.volumes}
-        entries = self.original.disk.table.partitions if self.original.disk.table is not None else ()
-        return [
-            (e.number, e.offset, e.end)
-            for e in entries
-            if e.kind is not Kind.EXTENDED and e.offset not in here
-        ]
+        numbers = {entry.number for entry in self.original.disk.table.partitions if entry.offset not in here}
+        return [e for e in self.table.partitions if e.number in numbers and e.kind is not Kind.EXTENDED]
 
     def _place_partition(self) -> tuple[Placed, ...]:
         (volume,) = self.original.volumes
@@ -214,7 +200,7 @@ class RestoreJob:
         return RefusedError(f"{self.size} bytes are too small for {what}", path=self.target, hint=hint)
 
     def _smallest(self, volume: Volume) -> int:
-        return smallest_size(volume)
+        return smallest_size(volume, self.options.scratch)
 
     def document(self) -> dict[str, Any]:
         """Return the plan's JSON document."""
@@ -222,7 +208,7 @@ class RestoreJob:
             "source": str(self.original.source.path),
             "target": str(self.target),
             "size": self.size,
-            "before": self.before.document() if self.before is not None else None,
+            "before": document(self.before) if self.before is not None else None,
             "partitions": self._partitions(),
             "warnings": self.warnings,
         }
@@ -336,7 +322,7 @@ class RestoreJob:
         if self.options.partition is None and self.table is not None:
             taken = [(item.offset, item.end) for item in self.placed]
             taken += [(offset, offset + len(data)) for offset, data in [head, *records]]
-            taken += [(start, end) for _, start, end in self._left_out()]
+            taken += [(entry.offset, entry.end) for entry in self._left_out()]
             for start, end in gaps_between(taken, self.size):
                 ends, middle = _split_ends(start, end, self.size)
                 records += [(at, bytes(stop - at)) for at, stop in ends]

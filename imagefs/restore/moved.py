@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from formats.blockreader import BlockReader, Extent
+from formats.blockreader import BlockReader, Blocks, Extent
 from formats.errors import DamagedError
 from imagefs.filesystems.detect import recognise, signatures
 from imagefs.filesystems.fat_layout import parse_fat_boot
@@ -137,6 +137,18 @@ class PatchedReader(BlockReader):
         self._lower.read_into(offset, buffer)
         for at, new in self._touching(offset, len(buffer)):
             buffer[at - offset : at - offset + len(new)] = new
+
+    def _blocks(self, offset: int, length: int) -> Iterator[Blocks]:
+        """Yield the blocks of the reader below; of those that are changed the hash is not known.
+
+        What is changed is data already: only what says its place is.
+        """
+        changes = list(self._touching(offset, length))
+        for blocks in self._lower.blocks(offset, length):
+            md5 = blocks.md5.copy()
+            for at, data in changes:
+                md5[(blocks.offset < at + len(data)) & (at < blocks.offset + blocks.length)] = bytes(16)
+            yield blocks._replace(md5=md5)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield the extents of the reader below, with what is changed as data."""
