@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from formats.blockreader import FileReader
 from formats.errors import FormatError
-from formats.partition_table import Kind, PartitionTable, read_table
+from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_table
 from imagefs.errors import ImagingError, RefusedError, TargetWriteError, UsageError
 from imagefs.imaging.options import Listener
 from imagefs.machine import devices
