@@ -286,7 +286,7 @@ def _detach(device: BlockDevice) -> str:
 
 
 def _refuse_locked(target: Path) -> None:
-    """Refuse what a program has locked: virtual machines lock their disks, and hold devices in no other way."""
+    """Refuse what a program has locked: a virtual machine holds its disks in no other way."""
     wanted = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from fixtures.content import noise
 from fixtures.partition_tables import MIB, create_file
-from fixtures.tools import MissingToolError, run
+from fixtures.tools import MissingToolError, find_tool, run
 from fixtures.volumes import make_ntfs, mounted_ntfs
 from imagefs.errors import RefusedError
 from imagefs.machine import devices
@@ -156,6 +157,7 @@ def test_an_ordinary_user(tmp_path: Path) -> None:
     create_file(tmp_path / "own", MIB)
     os.chown(tmp_path / "own", 65534, 65534)
     create_file(tmp_path / "closed", MIB).chmod(0o644)
+    os.chown(create_file(tmp_path / "used", MIB), 65534, 65534)
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o5 != 0o5:
             parent.chmod(parent.stat().st_mode | 0o5)
@@ -171,18 +173,20 @@ for target in sys.argv[1:]:
     except RefusedError as error:
         print(error)
 """
-    with attached(create_file(tmp_path / "disk", 2 * MIB), partitions=False) as node:
-        targets = [tmp_path / "own", tmp_path / "closed", folder / "new", node]
+    with attached(tmp_path / "used", partitions=False) as node:
+        targets = [tmp_path / "own", tmp_path / "closed", folder / "new", node, tmp_path / "used"]
         done = subprocess.run(
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", script,
              *map(str, targets)],
             capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3],
         )  # fmt: skip
-    own, closed, new, device = done.stdout.splitlines() or [done.stderr, "", "", ""]
+    assert done.returncode == 0, done.stderr
+    own, closed, new, device, used = done.stdout.splitlines()
     assert own == "allowed"
     assert closed.startswith(f"{tmp_path / 'closed'}: can't be written by this user")
     assert new.startswith(f"{folder / 'new'}: this user can't make files")
     assert device == f"{node}: can't be written by this user (writing to a device needs root)"
+    assert f"the loop device {node} is made of it" in used
 
 
 # --- In use ---
@@ -305,6 +309,39 @@ def test_held_by_something_unseen(tmp_path: Path) -> None:
             assert "held by another program" in refused(node, span=(17 * MIB, 18 * MIB))
         finally:
             os.close(fd)
+        allowed(node)
+
+
+@contextmanager
+def served(target: Path, folder: Path) -> Iterator[None]:
+    """Let QEMU's block layer have a disk open, as a virtual machine does."""
+    command = [
+        find_tool("qemu-nbd"),
+        "--format=raw",
+        "--persistent",
+        f"--socket={folder / 'socket'}",
+        str(target),
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not (folder / "socket").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+
+
+def test_disks_of_a_virtual_machine(tmp_path: Path) -> None:
+    path = disk_file(tmp_path / "disk")
+    with served(path, tmp_path):
+        assert "is locked by another program, as a virtual machine" in refused(path)
+    allowed(path)
+    with two_partitions(tmp_path / "other", format_them=False) as node:
+        with served(node, tmp_path):
+            assert "is locked by another program, as a virtual machine" in refused(node)
         allowed(node)
 
 
