@@ -67,16 +67,16 @@ def fit_volume(volume: Volume, target_size: int, smallest: Smallest) -> Placed:
     resizer = resizer_of(volume.reader)
     reason = _obstacle(volume)
     if volume.size <= target_size:
-        if resizer is None or reason:
+        if reason:
             return Placed(volume, 0, volume.size)
+        assert resizer is not None
         size = min(size, resizer.largest(volume.reader) // _BARE_UNIT * _BARE_UNIT)
         is_worth = size - volume.size >= max(MIB, target_size // _WORTH)
         return Placed(volume, 0, size if is_worth else volume.size)
-    if resizer is None or reason:
-        why = reason or "volumes of its kind can't be shrunk"
+    if reason:
         raise RefusedError(
             f"the target has {target_size} bytes, the volume ({volume.file_system}) needs {volume.size}:"
-            f" {why}"
+            f" {reason}"
         )
     least = min(volume.size, _up(smallest(volume), _BARE_UNIT))
     if least > size:
@@ -110,9 +110,9 @@ def plan_fit(
 
 
 def _obstacle(volume: Volume) -> str:
-    """Return why a volume of a kind that can be resized keeps its size; "" where nothing is known."""
+    """Return why a volume keeps its size; "" where nothing is known that keeps it from being resized."""
     resizer = resizer_of(volume.reader)
-    return resizer.obstacle(volume.reader) if resizer else ""
+    return resizer.obstacle(volume.reader) if resizer else "no tool resizes it reliably"
 
 
 class _Fit:
@@ -152,10 +152,10 @@ class _Fit:
         volume, entry = item.volume, item.entry
         if volume is None or entry.type.upper() in _FIXED_TYPES or volume.size > entry.size:
             return False
-        if (self.table.scheme == "gpt" and entry.attributes & _REQUIRED) or resizer_of(volume.reader) is None:
+        if self.table.scheme == "gpt" and entry.attributes & _REQUIRED:
             return False
         reason = _obstacle(volume)
-        if reason:
+        if reason and entry.size * _GROWS >= max(self.sizes):
             self.notes.append(f"partition {entry.number} ({volume.file_system}) keeps its size: {reason}")
         return not reason
 
@@ -164,8 +164,11 @@ class _Fit:
         self._check_order()
         stays = len(self.items) - 1
         chosen = self._grown()
-        if chosen is None and self._end(self.sizes, stays) <= self.limit:
+        spare = self.limit - self._end(self.sizes, stays)
+        if chosen is None and spare >= 0:
             chosen = self.sizes, stays
+            if spare < max(MIB, self.target // _WORTH):
+                self.notes.clear()  # nothing could have grown
         if chosen is None:
             chosen = self._moved_together()
         if chosen is None:

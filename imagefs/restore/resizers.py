@@ -1,4 +1,10 @@
-"""The tools that resize file systems: what they are run with, and what they say."""
+"""The tools that resize file systems: what they are run with, and what they say.
+
+FAT keeps its size. fatresize 1.1.0, with libparted's code for FAT, ends in a failed assertion on any file or
+device that is a volume by itself; on a disk image around a volume it refuses small clusters, misses the size
+asked for by hundreds of sectors, either way, and replaces boot code, label and cluster size.
+exFAT has no tool.
+"""
 
 import os
 import re
