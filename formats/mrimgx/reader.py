@@ -19,6 +19,7 @@ from formats.mrimgx.tag_table import BlockTags
 
 Bytes = bytes | memoryview
 _PASSING = 4  # blocks: a read of so many comes from a reader that goes on and does not come back
+_TOGETHER = 32  # blocks that are read at once: 2 MiB as a rule
 
 
 class _Local(threading.local):
@@ -202,28 +203,31 @@ class BlocksReader(BlockReader):
             self._allowed = True
 
     def _read(self, offset: int, length: int) -> bytes:
-        passing = length >= _PASSING * self._block_size
-        pieces = [self._piece(*part, passing=passing) for part in self._parts(offset, length)]
+        pieces = list(self._pieces(offset, length))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_into(self, offset: int, buffer: memoryview) -> None:
-        size = self._block_size
         done = 0
-        first, end = -(-offset // size), (offset + len(buffer)) // size
-        if end - first < _PASSING:
-            end = first = 0
-        elif first * size > offset:
-            done = first * size - offset
-            buffer[:done] = self._piece(first - 1, offset % size, done, passing=True)
-        if first < end:
-            self._read_blocks_into(first, end, buffer[done : done + (end - first) * size])
-            done += (end - first) * size
-        for number, start, step in self._parts(offset + done, len(buffer) - done):
-            buffer[done : done + step] = self._piece(number, start, step, passing=False)
-            done += step
+        for piece in self._pieces(offset, len(buffer)):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
 
-    def _read_blocks_into(self, first: int, end: int, buffer: memoryview) -> None:
-        """Fill memory with whole blocks, those that are stored one behind the other read at once."""
+    def _pieces(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield the bytes of a range; many whole blocks are read at once, and pass the cache by."""
+        size = self._block_size
+        first, end = -(-offset // size), (offset + length) // size
+        if end - first < _PASSING:
+            for part in self._parts(offset, length):
+                yield self._piece(*part)
+            return
+        for part in self._parts(offset, first * size - offset):
+            yield self._piece(*part)
+        yield from self._whole_blocks(first, end)
+        for part in self._parts(end * size, offset + length - end * size):
+            yield self._piece(*part)
+
+    def _whole_blocks(self, first: int, end: int) -> Iterator[bytes]:
+        """Yield blocks, those that are stored one behind the other read at once."""
         size = self._block_size
         rows = self._index.elements(first, end)
         kept = stored(rows).tolist()
@@ -233,15 +237,13 @@ class BlocksReader(BlockReader):
         elements = [Element(*RECORD.unpack_from(data, at)) for at in range(0, len(data), ELEMENT.itemsize)]
         at = 0
         while at < len(elements):
-            stop = _run_end(elements, kept, at)
-            if not kept[at]:
-                buffer[at * size : stop * size] = bytes((stop - at) * size)
-            else:
+            stop = min(_run_end(elements, kept, at), at + _TOGETHER)
+            if kept[at]:
                 blocks = self._store.decode_run(elements[at:stop], self._place, first + at, size)
-                for number, (block, element) in enumerate(zip(blocks, elements[at:stop], strict=True), at):
-                    buffer[number * size : (number + 1) * size] = self._cut(
-                        block, element, first + number, 0, size
-                    )
+                for number, block in enumerate(blocks, at):
+                    yield self._cut(block, elements[number], first + number, 0, size)
+            else:
+                yield bytes((stop - at) * size)
             at = stop
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
@@ -267,15 +269,12 @@ class BlocksReader(BlockReader):
             yield number, start, step
             length, number, start = length - step, number + 1, 0
 
-    def _piece(self, number: int, start: int, length: int, *, passing: bool) -> bytes:
-        """Return bytes of one block; one that a long read passes through whole is not kept."""
+    def _piece(self, number: int, start: int, length: int) -> bytes:
+        """Return bytes of one block."""
         element = self._index.element(number)
         if element.is_hole:
             return bytes(length)
-        block = self._store.cached(element) if passing else None
-        if block is None:
-            get = self._store.decode if passing and length == self._block_size else self._store.block
-            block = get(element, self._place, number, self._block_size)
+        block = self._store.block(element, self._place, number, self._block_size)
         return self._cut(block, element, number, start, length)
 
     def _cut(self, block: bytes, element: Element, number: int, start: int, length: int) -> bytes:
