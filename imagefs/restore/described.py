@@ -42,6 +42,7 @@ class DescribedVolume:
     file_system: str  # "NTFS", "FAT32", "ext4", "LUKS", "LVM", …; "" where none is recognised
     label: str
     used_as: tuple[str, ...]  # "mounted read-only on /mnt", "used as swap"
+    type: str = ""  # as the table has it: a GUID, or two hex digits
     problem: str = ""  # why more is not known
 
 
@@ -64,13 +65,6 @@ class Description:
     partitions: tuple[DescribedVolume, ...]
     volume: DescribedVolume | None  # where there is no table
     problems: tuple[str, ...]
-
-    @property
-    def blank(self) -> bool:
-        """Whether nothing was recognised on it, and nothing hindered looking."""
-        volume = self.volume
-        empty = volume is None or not (volume.file_system or volume.used_as or volume.problem)
-        return empty and not (self.scheme or self.partitions or self.problems)
 
 
 def describe(target: Path, sector_size: int | None = None) -> Description:
@@ -149,7 +143,8 @@ def _with_contents(found: Description, raw: BlockReader, uses: dict[int, tuple[s
         if entry.kind is Kind.EXTENDED:
             continue
         used = uses.get(entry.offset, ())
-        part = DescribedVolume(entry.number, entry.offset, entry.size, entry.name, "", "", used)
+        place = entry.number, entry.offset, entry.size, entry.name
+        part = DescribedVolume(*place, "", "", used, entry.type)
         if entry.end > raw.size:
             part = replace(part, problem="ends behind the end of the disk")
         else:
@@ -217,10 +212,8 @@ def lines(found: Description) -> list[str]:
         told += [f"    {row}" for row in _columns(rows)]
     elif found.scheme:
         told.append(f"  {found.scheme.upper()}, no partitions")
-    elif found.volume is not None and not found.blank:
-        told.append("  " + ", ".join(filter(None, _contents(found.volume))))
-    elif found.blank:
-        told.append("  nothing is recognised on it")
+    elif found.volume is not None:
+        told.append(f"  {_bare(found.volume)}")
     return [_escaped(line) for line in told]
 
 
@@ -242,9 +235,19 @@ def _headline(found: Description) -> str:
     return f"{found.path}: {', '.join(filter(None, texts))}"
 
 
+def _bare(volume: DescribedVolume) -> str:
+    if volume.size == 0:
+        return "empty"
+    if not (volume.file_system or volume.used_as or volume.problem):
+        return "nothing is recognised on it, which does not mean that it is empty"
+    return ", ".join(filter(None, _contents(volume)))
+
+
 def _contents(part: DescribedVolume) -> tuple[str, str, str]:
     label = part.label or part.name
     notes = [*part.used_as, part.problem]
+    if part.type and not part.file_system:
+        notes.append(f"of type {part.type}")
     return part.file_system or "unknown", f'"{label}"' if label else "", ", ".join(filter(None, notes))
 
 
