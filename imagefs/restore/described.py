@@ -85,14 +85,15 @@ def describe(target: Path, sector_size: int | None = None) -> Description:
 
 def _of_device(target: Path, device: BlockDevice, sector_size: int | None) -> Description:
     identity = devices.identity_of(device)
+    made = identity.manufacturer == "Linux"  # of a file or other devices; then it is those that tell it apart
     disk = device.parent
     logical = int(disk.attribute("queue/logical_block_size") or 0)
     found = Description(
         path=str(target),
         kind="disk" if device.partition is None else "partition",
         size=device.size,
-        model=identity.product,
-        vendor=identity.manufacturer,
+        model=identity.description if made else identity.product,
+        vendor="" if made else identity.manufacturer,
         serial=identity.serial,
         transport=devices.transport_of(device),
         removable=device.removable,

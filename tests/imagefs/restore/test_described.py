@@ -65,9 +65,8 @@ def test_blank_files(tmp_path: Path, size: int) -> None:
     found = describe(create_file(tmp_path / "blank", size))
     assert found.size == size
     (line,) = lines(found)[1:]
-    assert (
-        line == "  nothing is recognised on it, which does not mean that it is empty" if size else "  empty"
-    )
+    said = "nothing is recognised on it, which does not mean that it is empty" if size else "empty"
+    assert line == f"  {said}"
 
 
 def test_volumes_without_a_table(tmp_path: Path) -> None:
@@ -171,7 +170,8 @@ def test_a_device_that_is_mounted(tmp_path: Path) -> None:
         with mounted_on(tmp_path / "mnt", "-o", "ro", first):
             found, part = describe(node), describe(first)
     assert (found.kind, found.size, found.sector_size) == ("disk", 40 * MIB, 512)
-    assert found.model == "Loop device"
+    assert (found.vendor, found.model) == ("", f"Loop device {path}")
+    assert lines(found)[0] == f"{node}: Loop device {path}, 40.0 MiB (41943040 bytes), 512-byte sectors"
     mounted = (f"mounted read-only on {tmp_path / 'mnt'}",)
     assert found.partitions == (
         DescribedVolume(1, MIB, 16 * MIB, "", "ext4", "one", mounted, LINUX),
