@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, build_table
 from imagefs.errors import RefusedError
+from imagefs.filesystems.detect import recognise
 from imagefs.restore.layout import Placed, Volume
 from imagefs.restore.resizers import resizer_of
 
@@ -150,7 +151,7 @@ class _Fit:
 
     def _is_able(self, item: _Item) -> bool:
         volume, entry = item.volume, item.entry
-        if volume is None or entry.type.upper() in _FIXED_TYPES or volume.size > entry.size:
+        if volume is None or entry.type.upper() in _FIXED_TYPES:
             return False
         if self.table.scheme == "gpt" and entry.attributes & _REQUIRED:
             return False
@@ -403,11 +404,17 @@ def _items(volumes: Iterable[Volume], table: PartitionTable) -> list[_Item]:
             for other in table.partitions
         )
         volume = by_number.pop(entry.number, None)
+        if volume is not None and volume.size > entry.size:
+            raise RefusedError(f"partition {entry.number} has {entry.size} bytes, its volume {volume.size}")
         if not is_filled:
             items.append(_Item(entry, volume, around))
     if by_number:
         raise ValueError(f"volumes {sorted(by_number)} are in no partition of the table")
     return sorted(items, key=lambda item: item.entry.offset)
+
+
+def _is_ntfs(volume: Volume) -> bool:
+    return recognise(volume.reader) == "NTFS"
 
 
 def _up(value: int, unit: int) -> int:

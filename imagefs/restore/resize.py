@@ -33,7 +33,18 @@ def smallest_size(volume: Volume, scratch: Path | None = None) -> int:
     """
     resizer = _resizer(volume)
     with exposed(volume.reader, scratch or Path(tempfile.gettempdir())) as path:
+        resizer.inspect(path)
         return min(volume.size, resizer.smallest(path))
+
+
+def check_resizable(volume: Volume, scratch: Path | None = None) -> None:
+    """Raise RefusedError where a volume can't be resized: its tool is asked, as by ``smallest_size``.
+
+    What was not shut down cleanly is found only in a copy, unless its structures say so at first sight.
+    """
+    resizer = _resizer(volume)
+    with exposed(volume.reader, scratch or Path(tempfile.gettempdir())) as path:
+        resizer.inspect(path)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import shutil
 import struct
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +31,7 @@ _NTFS_DIRTY = 0x0001
 _EXT_ERRORS = 0x0002  # s_state
 _EXT_RECOVER = 0x0004  # incompatible feature: the journal holds what is not in its place yet
 _EXT_64BIT = 0x0080
+_EXT_UNFIT = "it has errors and can't be resized"
 _MAX_BLOCKS = 1 << 32
 
 _NTFS_FULL = "Volume is full"  # which is no fault of it
@@ -85,6 +85,10 @@ class Resizer(ABC):
         """Return how many bytes the volume can grow to."""
 
     @abstractmethod
+    def inspect(self, path: Path) -> None:
+        """Check a volume that may be read-only; RefusedError for any fault, as far as it can be told so."""
+
+    @abstractmethod
     def prepare(self, path: Path) -> None:
         """Check a volume that is going to be resized, its journal played back; RefusedError for any fault."""
 
@@ -134,9 +138,17 @@ class NtfsResizer(Resizer):
         """Return the bytes of 2^32 - 1 clusters."""
         return parse_boot(reader.read_at(0, 512)).cluster_size * (_MAX_BLOCKS - 1)
 
+    def inspect(self, path: Path) -> None:
+        """Check it: hibernated, dirty and inconsistent volumes are refused."""
+        self._probe(path, "--readonly")
+        self._check_consistency(path)
+
     def prepare(self, path: Path) -> None:
-        """Check it: hibernated, unclean, dirty and inconsistent volumes are refused."""
+        """Check it: unclean ones are refused too, which takes a volume that can be written."""
         self._probe(path, "--readwrite")
+        self._check_consistency(path)
+
+    def _check_consistency(self, path: Path) -> None:
         code, said = self._ntfsresize("--info", path)
         if code and _NTFS_FULL not in said:
             raise self._refuse("ntfsresize finds it unfit to be resized", said)
@@ -156,7 +168,6 @@ class NtfsResizer(Resizer):
 
     def smallest(self, path: Path) -> int:
         """Return what ntfsresize finds, rounded up to clusters, with the last sector's boot sector."""
-        self._probe(path, "--readonly")
         code, said = self._ntfsresize("--info", path)
         found = re.search(r"You might resize at (\d+) bytes", said)
         cluster = re.search(r"Cluster size\s*: (\d+) bytes", said)
@@ -250,24 +261,22 @@ class ExtResizer(Resizer):
         wide = struct.unpack_from("<I", raw, 0x60)[0] & _EXT_64BIT
         return int(block_size * (_MAX_BLOCKS - 1)) if not wide else 1 << 60
 
+    def inspect(self, path: Path) -> None:
+        """Check it; what waits in a journal can't be judged before it is played back."""
+        if not _needs_recovery(path):
+            self.check(path, _EXT_UNFIT)
+
     def prepare(self, path: Path) -> None:
         """Play back its journal where it waits for that, as the kernel would; refuse any other fault."""
-        raw = _superblock(path)
-        if struct.unpack_from("<H", raw, 0x3A)[0] & _EXT_ERRORS:
-            raise RefusedError(
-                "ext: the kernel found errors in it; it can't be resized",
-                hint="restore it with its own size, run e2fsck -f and resize2fs",
-            )
-        code = 0
-        if struct.unpack_from("<I", raw, 0x60)[0] & _EXT_RECOVER:
+        if _needs_recovery(path):
             # What a mount would do. Files that were open while unlinked are let go of by the same run.
             code, said = run_tool("e2fsck", "e2fsprogs", "-f", "-p", path)
             if code not in (0, 1):
                 raise self._refuse("its journal can't be played back", said)
-        self.check(path, "it has errors and can't be resized")
+        self.check(path, _EXT_UNFIT)
         code, said = run_tool("e2fsck", "e2fsprogs", "-f", "-p", path)  # resize2fs wants it just checked
         if code:
-            raise self._refuse("it has errors and can't be resized", said)
+            raise self._refuse(_EXT_UNFIT, said)
 
     def smallest(self, path: Path) -> int:
         """Return what resize2fs estimates, in bytes of whole blocks."""
@@ -298,6 +307,10 @@ def _superblock(path: Path) -> bytes:
         return stream.read(1024)
 
 
+def _needs_recovery(path: Path) -> bool:
+    return bool(struct.unpack_from("<I", _superblock(path), 0x60)[0] & _EXT_RECOVER)
+
+
 def _block_count(path: Path) -> int:
     raw = _superblock(path)
     wide = struct.unpack_from("<I", raw, 0x60)[0] & _EXT_64BIT
@@ -322,11 +335,3 @@ def resizer_of(reader: BlockReader) -> Resizer | None:
 def resizer_by_name(file_system: str) -> Resizer | None:
     """Return how volumes of a recorded name ("NTFS", "ext", "ext4", …) are resized; None: they aren't."""
     return _RESIZERS.get(re.sub(r"(?<=ext)[234]$|(?<=FAT)(12|16|32)$", "", file_system))
-
-
-def require_tools(readers: Iterable[BlockReader]) -> None:
-    """Raise RefusedError where a tool is missing that is needed to resize one of some volumes."""
-    for reader in readers:
-        resizer = resizer_of(reader)
-        if resizer is not None:
-            resizer.require()

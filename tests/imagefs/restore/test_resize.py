@@ -22,7 +22,7 @@ from imagefs.errors import RefusedError
 from imagefs.imaging.used_space import used_space
 from imagefs.restore import exposed as exposed_module
 from imagefs.restore.layout import Volume
-from imagefs.restore.resize import can_grow_in_place, grow_in_place, resized, smallest_size
+from imagefs.restore.resize import can_grow_in_place, check_resizable, grow_in_place, resized, smallest_size
 from imagefs.restore.resizers import resizer_of
 from imagefs.restore.used import UsedReader
 from tests.imagefs.imaging.others import check_files, check_sound
@@ -190,6 +190,11 @@ def test_errors_are_refused_not_repaired(
     copy = copy_of(path_of(built["ext4"]), tmp_path / "bitmap")
     damage_bitmap(copy)
     refuses(copy, scratch, "it has errors")
+    for ask in (check_resizable, smallest_size):
+        with pytest.raises(RefusedError, match="it has errors"):
+            ask(volume_at(copy))
+    check_resizable(volume_at(path_of(built["ext4"])))
+    check_resizable(volume_at(path_of(built["NTFS"])))
     copy = copy_of(path_of(built["ext4"]), tmp_path / "state")
     run("debugfs", "-w", "-R", "ssv state 3", copy)
     refuses(copy, scratch, "kernel found errors")
