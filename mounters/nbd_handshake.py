@@ -142,7 +142,7 @@ class HandshakeSession:
 
     def run(self) -> Agreement:
         """Shake hands; raise Gone, ClientLeft or Refused where it comes to nothing."""
-        offered = Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES
+        offered = int(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES)  # ~ of an IntFlag knows no other bits
         self._send(GREETING.pack(NBD_MAGIC, OPTION_MAGIC, offered))
         (flags,) = CLIENT_FLAGS.unpack(self.input.exactly(CLIENT_FLAGS.size))
         if flags & ~offered:

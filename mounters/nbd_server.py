@@ -263,7 +263,9 @@ class _Connection:
         export, handle = agreement.export, agreement.handle
         try:
             log.info("%s: export %r", self.label, export.name)
-            transmission = Transmission(session.input, agreement, threads=server._threads, label=self.label)
+            transmission = Transmission(
+                session.input, agreement, threads=server._threads, label=self.label, cut=self.cut
+            )
             self._transmission = transmission
             self.deadline = None
             if server._stopping:  # the end may have come before there was a transmission to tell

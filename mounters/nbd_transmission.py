@@ -9,7 +9,7 @@ import errno
 import logging
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mounters.errors import error_number
@@ -51,15 +51,15 @@ _MOST_DESCRIPTORS = 8192  # of one status reply; a client asks again for what is
 _LARGEST_RUN = (1 << 32) - 65536  # bytes that one descriptor can tell, on any block's edge
 
 _READ, _WRITE, _DISC, _FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
-_ALLOWED_FLAGS: dict[int, int] = {  # plain numbers: they are looked at for each request
-    Command.READ: CommandFlag.FUA | CommandFlag.DF,
+_ALLOWED_FLAGS: dict[int, int] = {  # plain numbers, for ~ of an IntFlag knows no other bits
+    Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
     Command.WRITE: int(CommandFlag.FUA),
     Command.DISC: int(CommandFlag.FUA),
     Command.FLUSH: int(CommandFlag.FUA),
     Command.TRIM: int(CommandFlag.FUA),
     Command.CACHE: int(CommandFlag.FUA),
-    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE,
-    Command.BLOCK_STATUS: CommandFlag.FUA | CommandFlag.REQ_ONE,
+    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE),
+    Command.BLOCK_STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
 }
 _CHANGES = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
 _NEEDS_SPACE = (Command.WRITE, Command.WRITE_ZEROES)
@@ -83,9 +83,13 @@ class Request(NamedTuple):
 class Transmission:
     """Answers one connection's requests; ``run`` returns when the client has left and all threads ended."""
 
-    def __init__(self, input: Input, agreement: Agreement, *, threads: int, label: str) -> None:
-        self._input = input
-        self._wire = input.wire
+    def __init__(
+        self, received: Input, agreement: Agreement, *, threads: int, label: str, cut: Callable[[], None]
+    ) -> None:
+        """Prepare; ``cut`` ends the connection at once when a reply can't be sent."""
+        self._input = received
+        self._wire = received.wire
+        self._cut = cut
         self._export = agreement.export
         self._handle: Handle = agreement.handle
         self._structured = agreement.structured
@@ -128,6 +132,7 @@ class Transmission:
             except _WireError as error:
                 self._ended = True
                 log.info("%s: %s", self._label, error)
+                self._cut()
             finally:
                 with self._room:
                     self._held -= request.held
