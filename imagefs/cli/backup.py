@@ -1,7 +1,6 @@
 """``imagefs backup``: make an image of a disk."""
 
 import json as json_module
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from imagefs.cli.common import (
     print_json,
     progress_bar,
     say,
+    size_of,
     size_text,
     write_errors,
 )
@@ -31,17 +31,6 @@ from imagefs.imaging import backup as run_backup
 from imagefs.imaging import discard as run_discard
 from imagefs.imaging import resume as run_resume
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progress
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that a text like 4G or 650M means."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is no size; 650M, 4G or a number of bytes are")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
 
 Paths = Annotated[
     list[Path],

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagefs.cli.backup import size_of
-from imagefs.cli.common import Json
+from imagefs.cli.common import Json, size_of
 from imagefs.cli.writing import (
     Delta,
     DiskOption,

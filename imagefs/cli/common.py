@@ -31,6 +31,7 @@ from imagefs.errors import ImagingError
 from imagefs.source import Source
 from mounters.controller import MountError
 
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PASSWORD_VARIABLE = "IMAGEFS_PASSWORD"  # noqa: S105  (a name, not a password)
 
 
@@ -221,6 +222,14 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return ExitCode.USAGE
     return ExitCode.INPUT_OUTPUT
+
+
+def size_of(text: str) -> int:
+    """Return the bytes that a text like 4G or 650M means."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no size; 650M, 4G or a number of bytes are")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def size_text(count: int) -> str:

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from formats.errors import PasswordError
-from imagefs.cli.backup import size_of
-from imagefs.cli.common import ImageArgument, Json, PasswordFile, given_password
+from imagefs.cli.common import ImageArgument, Json, PasswordFile, given_password, size_of
 from imagefs.cli.writing import (
     Delta,
     DiskOption,

@@ -9,9 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import imaging, mounts
+from tests.benchmarks import imaging, mounts, restoring
 
-BENCHMARKS = {"mounts": mounts.run, "imaging": imaging.run}
+BENCHMARKS = {"mounts": mounts.run, "imaging": imaging.run, "restoring": restoring.run}
 
 
 def main() -> None:
