@@ -4,6 +4,7 @@ Names are those of the tree: ``disk4`` and ``disk4/p1`` of an image, and of a fo
 ``2394E9AA621DDC3A/00-2024-07-10T10.42.16Z-full/disk4``.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,18 +19,50 @@ from imagefs.tree import unreadable_reason
 from mounters.export import Export, Handle, Run
 
 _MIB = 1 << 20
+_DIRECT = 256  # requests for which a client that had several in flight is taken for one that has
 
 
-class ReaderHandle(Handle):
-    """One client's view of a reader, decoded ahead of it while it reads in sequence."""
+class _Reading:
+    """How one client reads: with decoding ahead of it where it waits for each answer before it asks again.
+
+    A client with several requests in flight has its data decoded on all cores by these alone; what is decoded
+    ahead would be handed from thread to thread, and, where it has several connections, decoded for each.
+    """
 
     def __init__(self, reader: BlockReader) -> None:
         self._reader = reader
         self._ahead = ReadAheadHandle(reader)
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._direct = 0  # requests still to be read without
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes; raises FormatError when they can't be had."""
-        return self._ahead.read(offset, length)
+        with self._lock:
+            self._direct = _DIRECT if self._in_flight else max(0, self._direct - 1)
+            self._in_flight += 1
+            ahead = not self._direct
+        try:
+            return self._ahead.read(offset, length) if ahead else self._reader.read_at(offset, length)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def close(self) -> None:
+        """Give up what is still to be decoded."""
+        self._ahead.close()
+
+
+class ReaderHandle(Handle):
+    """One client's view of a reader."""
+
+    def __init__(self, reader: BlockReader) -> None:
+        self._reader = reader
+        self._reading = _Reading(reader)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes; raises FormatError when they can't be had."""
+        return self._reading.read(offset, length)
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """Yield the data and holes of a range."""
@@ -37,7 +70,7 @@ class ReaderHandle(Handle):
 
     def close(self) -> None:
         """Give up what is still to be decoded."""
-        self._ahead.close()
+        self._reading.close()
 
 
 class ReaderExport(Export):
@@ -61,12 +94,12 @@ class OverlayHandle(Handle):
 
     def __init__(self, overlay: Overlay, base: BlockReader, offset: int) -> None:
         self._overlay = overlay
-        self._ahead = ReadAheadHandle(base)
+        self._reading = _Reading(base)
         self._offset = offset
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes, as they are now."""
-        return self._overlay.read(self._offset + offset, length, self._ahead.read)
+        return self._overlay.read(self._offset + offset, length, self._reading.read)
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """Yield the data and holes of a range, as they are now."""
@@ -86,7 +119,7 @@ class OverlayHandle(Handle):
 
     def close(self) -> None:
         """Give up what is still to be decoded; what was written stays."""
-        self._ahead.close()
+        self._reading.close()
 
 
 class OverlayExport(Export):
