@@ -155,7 +155,8 @@ class Copier:
         counts.bytes_done += length
         counts.blocks_unchanged += end - first - len(differing)
         if self._mode is Mode.COMPARE:
-            counts.different = tuple((task.piece.name, task.starts[row]) for row in differing[:_TOLD])
+            told = tuple((task.piece.name, task.starts[row]) for row in differing)
+            counts.different = (counts.different + told)[:_TOLD]
             return
         for low_row, high_row in _neighbours(differing):
             at = counts.bytes_done
