@@ -1,5 +1,6 @@
 """A reader as a file that other programs can open: shown by a mount of ours, or copied."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from formats.blockreader import BlockReader, Extent
+from formats.errors import ReportedError
 from imagefs.errors import RefusedError, TargetWriteError
 from mounters.controller import MountOptions, mechanisms, mount
 from mounters.errors import MountError
@@ -27,13 +29,20 @@ _NAME = "volume"
 
 
 class _ReaderHandle(Handle):
-    def __init__(self, reader: BlockReader) -> None:
+    """The file, opened. What the reader raises is also kept: a program that reads is told EIO alone."""
+
+    def __init__(self, reader: BlockReader, errors: list[ReportedError]) -> None:
         self.size = reader.size
         self._reader = reader
+        self._errors = errors
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes, fewer at the end."""
-        return self._reader.read_at(offset, max(0, min(length, self.size - offset)))
+        try:
+            return self._reader.read_at(offset, max(0, min(length, self.size - offset)))
+        except ReportedError as error:
+            self._errors.append(error)
+            raise OSError(errno.EIO, str(error)) from error
 
 
 class _OneFile(Tree):
@@ -43,6 +52,7 @@ class _OneFile(Tree):
 
     def __init__(self, reader: BlockReader) -> None:
         self._reader = reader
+        self.errors: list[ReportedError] = []
 
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of the directory or the file."""
@@ -70,7 +80,7 @@ class _OneFile(Tree):
         """Open the file."""
         if inode != _FILE:
             raise is_a_directory(str(inode))
-        return _ReaderHandle(self._reader)
+        return _ReaderHandle(self._reader, self.errors)
 
     def size(self) -> int:
         """Return the file's size."""
@@ -82,15 +92,17 @@ def exposed(reader: BlockReader, scratch: Path) -> Iterator[Path]:
     """Show a reader as a file that can only be read, as long as the block runs.
 
     By FUSE, answered by threads of this process; where that isn't there, by a sparse copy in ``scratch``.
-    Programs are to open the file, not this process. Raises RefusedError where a copy has no room.
+    Programs are to open the file, not this process. Raises RefusedError where a copy has no room; and where
+    the block raises one, for what a program said, but the reader had failed, what the reader raised.
     """
     if all(mechanisms().values()) or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         with copied(reader, scratch) as path:
             yield path
         return
     with tempfile.TemporaryDirectory(prefix="imagefs-volume-") as folder:
+        tree = _OneFile(reader)
         try:
-            mounted = mount(_OneFile(reader), folder, MountOptions(source="imagefs-volume"))
+            mounted = mount(tree, folder, MountOptions(source="imagefs-volume"))
         except MountError:  # FUSE is there, but not for us: in a container, say
             mounted = None
         if mounted is None:
@@ -98,7 +110,12 @@ def exposed(reader: BlockReader, scratch: Path) -> Iterator[Path]:
                 yield path
             return
         with mounted:
-            yield Path(folder) / _NAME
+            try:
+                yield Path(folder) / _NAME
+            except RefusedError as error:
+                if tree.errors:
+                    raise tree.errors[0] from error
+                raise
 
 
 @contextmanager

@@ -69,7 +69,6 @@ class Resizer(ABC):
 
     name: ClassVar[str]  # for messages
     tools: ClassVar[tuple[tuple[str, str], ...]]  # each with its Debian package
-    in_place: ClassVar[bool] = True  # whether the tools work on a volume that is no file of its own
 
     def require(self) -> None:
         """Raise RefusedError where one of the tools is missing."""

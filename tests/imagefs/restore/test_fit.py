@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.tools import run
+from fixtures.volumes import make_ntfs
 from formats.blockreader import BlockReader, FileReader, ZeroReader
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, build_table, read_table
 from imagefs.errors import RefusedError
@@ -26,7 +27,7 @@ LINUX, MSR = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "E3C9E316-0B5C-4DB8-817D-F9
 class ExtStub(BlockReader):
     """A volume of any size that bears an ext superblock, in a state, and nothing else."""
 
-    def __init__(self, size: int, state: int = 1) -> None:
+    def __init__(self, size: int, state: int = 1, features: int = 0x80) -> None:
         super().__init__(size)
         block = bytearray(1024)
         struct.pack_into("<II", block, 0, 1000, min(size // 4096, 2**32 - 1))
@@ -34,7 +35,7 @@ class ExtStub(BlockReader):
         struct.pack_into("<III", block, 32, 32768, 32768, 8192)
         block[56:58] = b"\x53\xef"
         struct.pack_into("<HxxxxxxxxxxxxxxxxI", block, 58, state, 1)
-        struct.pack_into("<I", block, 0x60, 0x80)  # 64bit
+        struct.pack_into("<I", block, 0x60, features)  # 64bit
         self._head = bytes(1024) + bytes(block)
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -141,6 +142,17 @@ def hold(
             plan_fit(volumes, table, table.sector_size, needed - table.sector_size, smallest)
         return
     check(fitted, table, target, smallest)
+
+
+def test_a_windows_that_moves_on_an_mbr_disk_is_told_of(tmp_path: Path) -> None:
+    ntfs = make_ntfs(tmp_path / "ntfs", 20 * MIB, "x")
+    entries = (PartitionEntry(1, MIB, 50 * MIB, "83"), PartitionEntry(2, 51 * MIB, 20 * MIB, "07"))
+    table = PartitionTable("mbr", "0A1B2CD3", 512, entries)
+    with FileReader(ntfs) as reader:
+        moving = Volume(2, 51 * MIB, 20 * MIB, "NTFS", "", entries[1], reader)
+        volumes = [volume_of(entries[0], "ext"), moving]
+        assert "partitions 2 (NTFS) move" in plan_fit(volumes, table, 512, 200 * MIB, half).notes[0]
+        assert plan_fit(volumes, table, 512, 71 * MIB, half).notes == ()
 
 
 @st.composite
@@ -256,6 +268,19 @@ def test_a_volume_with_errors_keeps_its_size_and_is_told() -> None:
     assert "partition 1" in fitted.notes[0]
     with pytest.raises(RefusedError, match="e2fsck"):
         plan_fit(volumes, gpt(entries), 512, 10 * GIB, half)
+
+
+def test_what_a_volume_can_not_take_goes_to_the_others() -> None:
+    tib = 1 << 40
+    entries = [gpt_entry(1, MIB, 3 * tib), gpt_entry(2, MIB + 3 * tib, tib)]
+    narrow = dataclasses.replace(volume_of(entries[0], "ext"), reader=ExtStub(3 * tib, features=0))
+    volumes = [narrow, volume_of(entries[1], "ext")]
+    fitted = plan_fit(volumes, gpt(entries), 512, 40 * tib, half)
+    check(fitted, gpt(entries), 40 * tib, half)
+    assert 16 * tib - 2 * MIB < fitted.placed[0].size < 16 * tib  # 2^32 blocks of 4096 bytes
+    assert 40 * tib - fitted.placed[1].end < 2 * MIB
+    fitted = plan_fit([narrow], gpt(entries[:1]), 512, 40 * tib, half)
+    assert 16 * tib - 2 * MIB < fitted.placed[0].size < 16 * tib
 
 
 def test_an_mbr_addresses_2_to_the_32_sectors() -> None:

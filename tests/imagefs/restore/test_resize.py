@@ -18,6 +18,7 @@ from fixtures.partition_tables import create_file
 from fixtures.tools import run
 from fixtures.volumes import exfat_volume, ext_volume, loop_device, mounted_ntfs, ntfs_volume
 from formats.blockreader import BlockReader, ZeroReader
+from formats.errors import ReadError
 from imagefs.errors import RefusedError
 from imagefs.imaging.used_space import used_space
 from imagefs.restore import exposed as exposed_module
@@ -26,7 +27,7 @@ from imagefs.restore.resize import can_grow_in_place, check_resizable, grow_in_p
 from imagefs.restore.resizers import resizer_of
 from imagefs.restore.used import UsedReader
 from tests.imagefs.imaging.others import check_files, check_sound
-from tests.imagefs.imaging.used_space.checking import ClosedFile, bytes_at, copy_of, patch
+from tests.imagefs.imaging.used_space.checking import ClosedFile, FailingReader, bytes_at, copy_of, patch
 
 MIB = 1 << 20
 RECIPES = {
@@ -223,6 +224,14 @@ def restart_page(number: int, client: int, flags: int) -> bytes:
     return bytes(page)
 
 
+def first_cluster(volume: Path, inode: int) -> int:
+    """Return where the data of one of NTFS's own files begins."""
+    shown = run("ntfsinfo", "--inode", str(inode), "--verbose", volume).decode()
+    found = re.search(r"VCN\s+LCN\s+Length\s+0x0\s+0x([0-9a-f]+)", shown)
+    assert found, shown
+    return int(found[1], 16)
+
+
 @pytest.mark.parametrize(
     "pages",
     [
@@ -237,10 +246,7 @@ def test_a_journal_of_ntfs_is_in_use_where_ntfs_3g_says_so(
     built: dict[str, BuiltVolume], pages: tuple[tuple[int, int, int], ...], tmp_path: Path
 ) -> None:
     copy = copy_of(path_of(built["NTFS"]), tmp_path / "copy")
-    shown = run("ntfsinfo", "--inode", "2", "--verbose", copy).decode()
-    log = re.search(r"VCN\s+LCN\s+Length\s+0x0\s+0x([0-9a-f]+)", shown)
-    assert log, shown
-    patch(copy, int(log[1], 16) * 4096, b"".join(restart_page(*page) for page in pages))
+    patch(copy, first_cluster(copy, 2) * 4096, b"".join(restart_page(*page) for page in pages))
     found = subprocess.run(["ntfs-3g.probe", "--readwrite", copy], capture_output=True, check=False)
     assert found.returncode in (0, 15)
     reader = ClosedFile(copy)
@@ -332,6 +338,14 @@ def test_a_copy_without_room_is_refused_before_it_is_written(
     volume = Volume(1, 0, 1 << 60, "ext4", "", None, Full(1 << 60, bytes_at(path_of(built["ext4"]), 0, MIB)))
     with pytest.raises(RefusedError, match="bytes free"), resized(volume, 1 << 50, scratch):
         pass
+
+
+def test_a_source_that_can_not_be_read_is_told_as_such(built: dict[str, BuiltVolume], scratch: Path) -> None:
+    path = path_of(built["NTFS"])
+    at = first_cluster(path, 6) * 4096  # $Bitmap
+    volume = dataclasses.replace(volume_at(path), reader=FailingReader(ClosedFile(path), at, at + 512))
+    with pytest.raises(ReadError, match="Input/output error"):
+        smallest_size(volume, scratch)
 
 
 def test_an_error_of_who_uses_it_passes(built: dict[str, BuiltVolume], scratch: Path) -> None:
