@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from formats import FORMATS
 from formats.blockreader import BlockReader, SliceReader
 from formats.errors import ReportedError, UnsupportedError
 from formats.partition_table import Kind, PartitionTable, read_table
@@ -27,6 +28,12 @@ _SIGNS = (  # of what takes a whole volume for itself, and is no file system
     *(("Linux RAID", offset, b"\xfc\x4e\x2b\xa9") for offset in (0, 4096)),
     *(("swap", page - 10, b"SWAPSPACE2") for page in (4096, 8192, 16384, 65536)),
 )
+_FILES = (
+    ("QCOW2", b"QFI\xfb"),
+    ("VHDX", b"vhdxfile"),
+    ("VMDK", b"KDMV"),
+    ("VHD", b"conectix"),
+)  # they start so
 _TAKEN = {name for name, _, _ in _SIGNS}
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -39,7 +46,7 @@ class DescribedVolume:
     offset: int
     size: int
     name: str  # a GPT's label of the partition
-    file_system: str  # "NTFS", "FAT32", "ext4", "LUKS", "LVM", …; "" where none is recognised
+    file_system: str  # "NTFS", "FAT32", "ext4", "LUKS", "LVM", "backup image", …; "" where none is recognised
     label: str
     used_as: tuple[str, ...]  # "mounted read-only on /mnt", "used as swap"
     type: str = ""  # as the table has it: a GUID, or two hex digits
@@ -127,10 +134,23 @@ def _of_file(target: Path, sector_size: int | None) -> Description:
             raw = RawReader(os.open(target, os.O_RDONLY | os.O_CLOEXEC), target)
             owned.callback(raw.close)
             size = sector_size or detect_sector_size(raw)
+            if image := _image_of(target, raw):
+                volume = DescribedVolume(1, 0, raw.size, "", image, "", ())
+                return replace(found, sector_size=size, volume=volume)
         except (OSError, ReportedError) as error:
             what = error.what if isinstance(error, ReportedError) else error.strerror
             return replace(found, problems=(f"can't be read: {what}",))
         return _with_contents(replace(found, sector_size=size), raw, {})
+
+
+def _image_of(target: Path, raw: BlockReader) -> str:
+    """Return what kind of image a file is whose bytes are not those of the disk in it, "" for none."""
+    if any(known.probe(target) for known in FORMATS):
+        return "backup image"
+    return next(
+        (f"{name} image" for name, magic in _FILES if raw.size > 512 and raw.read_at(0, len(magic)) == magic),
+        "",
+    )
 
 
 def _with_contents(found: Description, raw: BlockReader, uses: dict[int, tuple[str, ...]]) -> Description:

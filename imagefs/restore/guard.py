@@ -64,7 +64,7 @@ def refuse_unsafe(
     if found is None:
         return
     _refuse_used(target, ground, uses)
-    _refuse_locked(target)
+    _refuse_locked(target, ground, uses)
     if stat.S_ISBLK(found.st_mode):
         _refuse_held(target, devices.require(target), spans, uses)
 
@@ -285,23 +285,35 @@ def _detach(device: BlockDevice) -> str:
     return commands.get(prefix, f"dmsetup remove {name}" if name != "''" else f"end the use of {device.node}")
 
 
-def _refuse_locked(target: Path) -> None:
+def _refuse_locked(target: Path, ground: Sequence[Place], uses: Uses) -> None:
     """Refuse what a program has locked: a virtual machine holds its disks in no other way."""
+    nodes = [target]
+    for device, spans in (shown for place in ground if place.whole for shown in _shown(place, uses)):
+        for one in uses.stack(device, spans):
+            found = devices.by_path(one.node)
+            if found is not None and found.number == one.number:
+                nodes.append(one.node)
+    for node in nodes:
+        if _is_locked(node):
+            which = "is" if node == target else f"{node}, which shares its bytes, is"
+            raise RefusedError(
+                f"{which} locked by another program, as a virtual machine locks its disks",
+                path=target,
+                hint=f"end that program; fuser -v {shlex.quote(str(node))} shows it",
+            )
+
+
+def _is_locked(path: Path) -> bool:
     wanted = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
         finally:
             os.close(fd)
     except OSError:
-        return  # there are no such locks where it lies
-    if struct.unpack(_LOCK, found)[0] != fcntl.F_UNLCK:
-        raise RefusedError(
-            "is locked by another program, as a virtual machine locks its disks",
-            path=target,
-            hint=f"end that program; fuser -v {shlex.quote(str(target))} shows it",
-        )
+        return False  # there are no such locks where it lies
+    return bool(struct.unpack(_LOCK, found)[0] != fcntl.F_UNLCK)
 
 
 def _refuse_held(target: Path, device: BlockDevice, spans: Spans, uses: Uses) -> None:

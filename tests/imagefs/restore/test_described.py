@@ -15,6 +15,7 @@ from fixtures.tools import run
 from imagefs.errors import RefusedError
 from imagefs.machine import devices
 from imagefs.restore.described import DescribedVolume, Description, describe, document, lines
+from tests.imagefs.built import BuiltSet
 from tests.imagefs.imaging.attached import attached, make_file_system, mounted_on, need_root, partition_node
 from tests.imagefs.machine.made_sysfs import Sysfs
 
@@ -96,6 +97,19 @@ def test_what_is_recognised_and_not_read(tmp_path: Path) -> None:
         stream.seek(512)
         stream.write(b"LABELONE")
     assert describe(path).volume == DescribedVolume(1, 0, MIB, "", "LVM", "", ())
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vhdx", "vmdk", "vpc"])
+def test_files_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", kind, path, "8M")
+    assert lines(describe(path))[1:] == [f"  {kind.upper().replace('VPC', 'VHD')} image"]
+
+
+def test_a_backup_image(built_set: Callable[[str], BuiltSet]) -> None:
+    """The last thing to be overwritten unasked."""
+    path = built_set("fat16").full.path
+    assert lines(describe(path))[1:] == ["  backup image"]
 
 
 def test_a_damaged_table(tmp_path: Path) -> None:

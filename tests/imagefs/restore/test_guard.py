@@ -342,7 +342,12 @@ def test_disks_of_a_virtual_machine(tmp_path: Path) -> None:
     with two_partitions(tmp_path / "other", format_them=False) as node:
         with served(node, tmp_path):
             assert "is locked by another program, as a virtual machine" in refused(node)
+            line = f"{node}, which shares its bytes, is locked by another program"
+            assert line in refused(partition_node(node, 1))
         allowed(node)
+        with served(partition_node(node, 1), tmp_path):
+            assert f"{partition_node(node, 1)}, which shares its bytes, is locked" in refused(node)
+            allowed(node, span=SECOND)
 
 
 def test_mounted_in_another_namespace(tmp_path: Path) -> None:
