@@ -360,7 +360,18 @@ class _Fit:
             if entry.number not in entries:
                 entries[entry.number] = self._extended(entry, offsets, sizes, first)
         ordered = tuple(entries[number] for number in sorted(entries))
-        return Fitted(tuple(placed), replace(self.table, partitions=ordered, problems=()), tuple(self.notes))
+        table = replace(self.table, partitions=ordered, problems=())
+        return Fitted(tuple(placed), table, (*self.notes, *self._told_of_moves(placed)))
+
+    def _told_of_moves(self, placed: Iterable[Placed]) -> list[str]:
+        """Return what moving does to a Windows that starts from an MBR: it knows partitions by offsets."""
+        moved = [str(p.volume.number) for p in placed if p.offset != p.volume.offset and _is_ntfs(p.volume)]
+        if self.table.scheme != "mbr" or not moved:
+            return []
+        return [
+            f"NTFS partitions that move: {', '.join(moved)}; a Windows on an MBR disk finds them by their offsets:"
+            " where it does not start, repair it from its setup medium (bootrec /rebuildbcd)"
+        ]
 
     def _inside(self, extended: PartitionEntry) -> list[int]:
         return [index for index, item in enumerate(self.items) if item.extended == extended]

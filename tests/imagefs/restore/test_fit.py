@@ -151,7 +151,7 @@ def test_a_windows_that_moves_on_an_mbr_disk_is_told_of(tmp_path: Path) -> None:
     with FileReader(ntfs) as reader:
         moving = Volume(2, 51 * MIB, 20 * MIB, "NTFS", "", entries[1], reader)
         volumes = [volume_of(entries[0], "ext"), moving]
-        assert "partitions 2 (NTFS) move" in plan_fit(volumes, table, 512, 200 * MIB, half).notes[0]
+        assert "that move: 2;" in plan_fit(volumes, table, 512, 200 * MIB, half).notes[0]
         assert plan_fit(volumes, table, 512, 71 * MIB, half).notes == ()
 
 
