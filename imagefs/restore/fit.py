@@ -369,8 +369,8 @@ class _Fit:
         if self.table.scheme != "mbr" or not moved:
             return []
         return [
-            f"NTFS partitions that move: {', '.join(moved)}; a Windows on an MBR disk finds them by their offsets:"
-            " where it does not start, repair it from its setup medium (bootrec /rebuildbcd)"
+            f"NTFS partitions that move: {', '.join(moved)}; a Windows on an MBR disk finds them by"
+            " their offsets: where it does not start, repair it from its setup medium (bootrec /rebuildbcd)"
         ]
 
     def _inside(self, extended: PartitionEntry) -> list[int]:
