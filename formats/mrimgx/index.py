@@ -20,8 +20,9 @@ Elements = npt.NDArray[np.void]  # of ELEMENT or DELTA_ELEMENT
 ReadBytes = Callable[[int, int], bytes]  # (offset in the file, length) -> exactly so many bytes
 
 _CHUNK = 1 << 16  # elements looked at together: 2 MB
+_FEW = 16  # elements that are looked up one by one: quicker than as an array
 _PAGE = 128  # elements read at a time when they are wanted one by one: 4 KB
-RECORD = struct.Struct("<q16sIH")  # the first fields of either kind of element
+_ELEMENT = struct.Struct("<q16sIH")
 
 
 class Element(NamedTuple):
@@ -35,7 +36,7 @@ class Element(NamedTuple):
     @classmethod
     def of(cls, row: np.void) -> "Element":
         """Return a row of an array, of ELEMENT or DELTA_ELEMENT."""
-        return cls(*RECORD.unpack_from(row.tobytes()))
+        return cls(*_ELEMENT.unpack_from(row.tobytes()))
 
     @property
     def is_hole(self) -> bool:
@@ -109,7 +110,7 @@ class ElementTable:
             first = number * _PAGE
             count = min(_PAGE, self._count - first)
             page = self._page = number, self._read(self._offset + first * size, count * size)
-        return Element(*RECORD.unpack_from(page[1], inside * size))
+        return Element(*_ELEMENT.unpack_from(page[1], inside * size))
 
     def chunks(self) -> Iterator[tuple[int, Elements]]:
         """Yield (first row, rows), in pieces that are small beside the memory of a machine."""
@@ -162,9 +163,9 @@ def stored(elements: Elements) -> npt.NDArray[np.bool_]:
     What has no length but a hash or a position is no hole but damage: it counts as stored, so that it is
     read, and found out.
     """
-    result: npt.NDArray[np.bool_] = elements["length"] != 0
-    result |= elements["position"] != 0
-    result |= (elements["md5"] != 0).any(axis=1)
+    md5 = elements["md5"]
+    found = elements["position"].view(np.uint64) | elements["length"] | md5[:, 0] | md5[:, 1]
+    result: npt.NDArray[np.bool_] = found != 0
     return result
 
 
@@ -239,6 +240,16 @@ class ResolvedIndex:
             for name in ELEMENT.names or ():
                 result[name][self._blocks[mine] - first] = rows[name]
         return result
+
+    def listed(self, first: int, end: int) -> list[Element]:
+        """Return the elements of a run of blocks one by one; holes among them are proven."""
+        if end - first <= _FEW:
+            return [self.element(block) for block in range(first, end)]
+        data = self.elements(first, end).tobytes()
+        found = [Element(*_ELEMENT.unpack_from(data, at)) for at in range(0, len(data), ELEMENT.itemsize)]
+        if any(element.is_hole for element in found):
+            self.prove_holes()
+        return found
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, Elements]]:
         """Yield (first block, elements) of a range of blocks, piece by piece; what is left out are holes."""

@@ -13,8 +13,7 @@ from formats.errors import DamagedBlockError, FormatError
 from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.document import Document
 from formats.mrimgx.image_file import ImageFile
-from formats.mrimgx.index import RECORD, Element, ResolvedIndex, stored
-from formats.mrimgx.layout import ELEMENT
+from formats.mrimgx.index import Element, ResolvedIndex, stored
 from formats.mrimgx.tag_table import BlockTags
 
 Bytes = bytes | memoryview
@@ -229,16 +228,11 @@ class BlocksReader(BlockReader):
     def _whole_blocks(self, first: int, end: int) -> Iterator[bytes]:
         """Yield blocks, those that are stored one behind the other read at once."""
         size = self._block_size
-        rows = self._index.elements(first, end)
-        kept = stored(rows).tolist()
-        if not all(kept):
-            self._index.prove_holes()
-        data = rows.tobytes()
-        elements = [Element(*RECORD.unpack_from(data, at)) for at in range(0, len(data), ELEMENT.itemsize)]
+        elements = self._index.listed(first, end)
         at = 0
         while at < len(elements):
-            stop = min(_run_end(elements, kept, at), at + _TOGETHER)
-            if kept[at]:
+            stop = min(_run_end(elements, at), at + _TOGETHER)
+            if not elements[at].is_hole:
                 blocks = self._store.decode_run(elements[at:stop], self._place, first + at, size)
                 for number, block in enumerate(blocks, at):
                     yield self._cut(block, elements[number], first + number, 0, size)
@@ -332,15 +326,20 @@ class BlocksReader(BlockReader):
                 self._store.block(element, self._place, number, size)
 
 
-def _run_end(elements: Sequence[Element], kept: Sequence[bool], first: int) -> int:
+def _run_end(elements: Sequence[Element], first: int) -> int:
     """Return the end of the holes, or of the blocks stored one behind the other, that start at ``first``."""
+    before = elements[first]
     at = first + 1
-    while at < len(elements) and kept[at] == kept[first]:
-        before, element = elements[at - 1], elements[at]
-        follows = (
-            before.file_number == element.file_number and before.position + before.length == element.position
-        )
-        if kept[first] and not follows:
+    while at < len(elements):
+        element = elements[at]
+        if before.is_hole or element.is_hole:
+            follows = before.is_hole and element.is_hole
+        else:
+            follows = (element.file_number, element.position) == (
+                before.file_number,
+                before.position + before.length,
+            )
+        if not follows:
             break
-        at += 1
+        before, at = element, at + 1
     return at
