@@ -117,7 +117,9 @@ class NbdServer:
                     selector.register(listener, selectors.EVENT_READ, listener)
                 while not self._stopping:
                     for key, _ in selector.select(self._reap()):
-                        if key.data is not None and not self._stopping:
+                        if key.data is None:
+                            self._take_wakes()
+                        elif not self._stopping:
                             self._accept(key.data)
         finally:
             self.close()
@@ -187,12 +189,15 @@ class NbdServer:
             with suppress(OSError):  # full, which wakes as well; or closed by now
                 wakers[1].send(b".")
 
-    def _reap(self) -> float | None:
-        """Forget ended connections, cut slow handshakes; return the seconds until the next is due."""
+    def _take_wakes(self) -> None:
+        """Take what has woken ``serve``: only then, or a wake between a look and the next wait is lost."""
         assert self._wakers is not None
         with suppress(BlockingIOError):
             while self._wakers[0].recv(4096):
                 pass
+
+    def _reap(self) -> float | None:
+        """Forget ended connections, cut slow handshakes; return the seconds until the next is due."""
         now = time.monotonic()
         living = []
         for connection in self._connections:
