@@ -9,6 +9,7 @@ from rich.markup import escape
 from imagefs.restore.layout import Placed
 
 _LEAST = (8, 4)  # columns of the narrowest partition: where there is room, and where there is little
+_ALIGNING = 2 << 20  # bytes between partitions that are no room to speak of
 _COLOURS = ("blue", "green", "magenta", "cyan", "yellow", "red")
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -78,11 +79,11 @@ def _bar(layout: Layout, width: int) -> list[str]:
 
 
 def _with_gaps(layout: Layout) -> list[Block]:
-    """Return the blocks with those of free room between them, where it is a hundredth of the disk."""
+    """Return the blocks with those of free room between them, where it is more than what aligning takes."""
     blocks: list[Block] = []
     position = 0
     for block in (*layout.blocks, Block(None, layout.size, 0)):
-        if (block.offset - position) * 100 >= max(layout.size, 1):
+        if block.offset - position > max(layout.size // 100, _ALIGNING):
             blocks.append(Block(None, position, block.offset - position))
         if block.number is not None:
             blocks.append(block)

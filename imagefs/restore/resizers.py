@@ -332,5 +332,5 @@ def resizer_of(reader: BlockReader) -> Resizer | None:
 
 
 def resizer_by_name(file_system: str) -> Resizer | None:
-    """Return how volumes of a recorded name ("NTFS", "ext", "ext4", …) are resized; None: they aren't."""
-    return _RESIZERS.get(re.sub(r"(?<=ext)[234]$|(?<=FAT)(12|16|32)$", "", file_system))
+    """Return how volumes of a recorded name ("NTFS", "ext", "EXT4", …) are resized; None: they aren't."""
+    return _RESIZERS.get("ext" if re.fullmatch(r"(?i)ext[234]?", file_system) else file_system)

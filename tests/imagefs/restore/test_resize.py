@@ -143,6 +143,7 @@ def test_grown_where_it_lies_and_nothing_else_is_touched(
     if os.geteuid() != 0:
         pytest.skip("loop devices need root")
     assert can_grow_in_place(kind)
+    assert can_grow_in_place(used_space(ClosedFile(path_of(built[kind]))).file_system)
     was, offset, size = built[kind], 7 * MIB, 60 * MIB
     disk = tmp_path / "disk"
     around = noise(5, 0, offset)
