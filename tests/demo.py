@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fixtures.disks import change_disk, ntfs_disk
 from fixtures.mrimgx_writer import SetWriter
+from fixtures.tools import find_tool
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "2394E9AA621DDC3A-00-00.mrimgx.xz"
 IMAGEFS = Path(sys.executable).with_name("imagefs")
@@ -47,7 +48,7 @@ def prepare(folder: Path) -> tuple[Path, str, str]:
 
 
 def main() -> None:
-    """Show the main job: look, verify, copy, mount, read, unmount, back up."""
+    """Show the main job: look, verify, copy, mount, read, unmount, back up, restore, convert."""
     with tempfile.TemporaryDirectory(prefix="imagefs-demo-") as name:
         folder = Path(name)
         image, volume, file = prepare(folder)
@@ -70,7 +71,14 @@ def main() -> None:
         show("imagefs", "backup", image.name, made, "--verify")
         show("imagefs", "backup", image.name, made)
         show("imagefs", "points", made)
-        show("imagefs", "cat", sorted(made.iterdir())[-1], f"{volume}/{file}")
+        newest = sorted(made.iterdir())[-1]
+        show("imagefs", "cat", newest, f"{volume}/{file}")
+        restored = folder / "restored.raw"
+        show("imagefs", "restore", newest, restored, "--verify")
+        show(find_tool("sfdisk"), "--verify", restored)
+        show("imagefs", "restore", newest, restored, "--delta", "--yes")
+        show("imagefs", "convert", newest, folder / "disk.qcow2")
+        show("qemu-img", "compare", "-f", "raw", "-F", "qcow2", restored, folder / "disk.qcow2")
         if through_mount != (folder / Path(file).name).read_bytes():
             sys.exit("the mount and the copy differ")
     print("\nThe file read through the mount and the copy are the same; nothing is mounted any more.")
