@@ -7,6 +7,7 @@ written, and written when all else is on stable storage.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
+from formats.blockreader import Extent
 from imagefs.imaging.options import Listener, Progress
 from imagefs.parallel import in_order, workers
 from imagefs.restore.options import RestoreReport
@@ -46,12 +47,18 @@ class Run:
 
     def write_volumes(self) -> None:
         """Write the volumes' data and clear what is free; the head stays wiped."""
-        if not self._delta:
+        self._count()
+        if self._delta:
+            counts = self._copy(Mode.DELTA, "comparing")
+            # What is free here may be in use there: it is cleared when the table there is known to be this
+            # one, or is gone.
+            if self._records_differ():
+                self._wipe()
+            self._clear()
+        else:
             self._wipe()
-        self._clear()
-        counts = self._copy(
-            Mode.DELTA if self._delta else Mode.WRITE, "comparing" if self._delta else "writing"
-        )
+            self._clear()
+            counts = self._copy(Mode.WRITE, "writing")
         self._report.blocks_written = counts.blocks_written
         self._report.blocks_unchanged = counts.blocks_unchanged
         self._report.bytes_written = counts.bytes_written
@@ -74,12 +81,18 @@ class Run:
     def verify_records(self) -> None:
         """Read the records and the head back and tell what differs."""
         self._target.forget_cached()
+        self._report.different += [f"record at {offset}" for offset in self._differing_records()]
+
+    def _differing_records(self) -> Iterator[int]:
         for offset, data in [self._head, *self._records]:
             if data and self._target.read_bytes(offset, len(data)) != data:
-                self._report.different.append(f"record at {offset}")
+                yield offset
+
+    def _records_differ(self) -> bool:
+        return next(self._differing_records(), None) is not None
 
     def _write_record(self, offset: int, data: bytes) -> None:
-        if not data:
+        if not data or (self._target.fresh and not any(data)):
             return
         if self._delta and self._target.read_bytes(offset, len(data)) == data:
             return
@@ -104,15 +117,20 @@ class Run:
 
     # --- What is free ---
 
-    def _clear(self) -> None:
-        """Count what is to be written, and clear what is free."""
-        self._total = 0
+    def _count(self) -> None:
+        """Count what is to be written, for the progress."""
+        self._total = sum(extent.length for _, extent in self._extents() if extent.is_data)
+
+    def _extents(self) -> Iterator[tuple[Piece, Extent]]:
         for piece in self._pieces:
             for extent in piece.reader.extents(piece.skip, piece.reader.size - piece.skip):
-                if extent.is_data:
-                    self._total += extent.length
-                else:
-                    self._clear_range(piece.offset + extent.offset, extent.length, needed=True)
+                yield piece, extent
+
+    def _clear(self) -> None:
+        """Clear what is free."""
+        for piece, extent in self._extents():
+            if not extent.is_data:
+                self._clear_range(piece.offset + extent.offset, extent.length, needed=True)
         for start, end in self._gaps:
             self._clear_range(start, end - start, needed=False)
 
