@@ -17,7 +17,7 @@ from imagefs.machine.rawreader import RawReader
 from imagefs.restore.exposed import copied, exposed
 from imagefs.restore.layout import Volume
 from imagefs.restore.resizers import Resizer, resizer_by_name, resizer_of, run_tool
-from imagefs.restore.used import UsedReader
+from imagefs.restore.used import SolidReader, UsedReader
 
 _GROWTH = 50  # the part of new space that a file system takes for its own structures, at most
 _MARGIN = 16 << 20  # bytes
@@ -65,7 +65,7 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
             os.truncate(path, new_size)
         resizer.check(path)
         with RawReader(os.open(path, os.O_RDONLY), path) as reader:
-            yield replace(volume, size=new_size, reader=UsedReader(reader, used_space(reader)))
+            yield replace(volume, size=new_size, reader=UsedReader(SolidReader(reader), used_space(reader)))
 
 
 def can_grow_in_place(file_system: str) -> bool:

@@ -12,6 +12,23 @@ from imagefs.imaging.used_space.base import Runs
 _WINDOW = 1 << 32  # bytes asked for at once: what bounds the memory of a volume's runs
 
 
+class SolidReader(BlockReader):
+    """A reader all of whose bytes count as data: a hole of a sparse file may lie in what is used.
+
+    What is free may keep what a target had there; what is used and zeros must become zeros.
+    """
+
+    def __init__(self, lower: BlockReader) -> None:
+        super().__init__(lower.size)
+        self._lower = lower
+
+    def _read(self, offset: int, length: int) -> bytes:
+        return self._lower.read_at(offset, length)
+
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        self._lower.read_into(offset, buffer)
+
+
 class UsedReader(BlockReader):
     """A volume in which all that its file system has free is a hole, and reads as zeros.
 

@@ -4,12 +4,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats.blockreader import BlockReader
 from imagefs.errors import UsageError
 from imagefs.imaging.sources import Source, SourceDisk, SourcePartition, open_source
 from imagefs.imaging.used_space import used_space
 from imagefs.restore.layout import Volume
 from imagefs.restore.options import RestoreOptions
-from imagefs.restore.used import UsedReader
+from imagefs.restore.used import SolidReader, UsedReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,12 @@ def open_original(path: Path, options: RestoreOptions, password: str | None, own
 def _volume(disk: SourceDisk, part: SourcePartition, is_image: bool, warnings: list[str]) -> Volume:
     """Return a partition as a volume; of what is no image its file system tells what is free."""
     if is_image:
-        kind, label, reader = part.file_system, part.label, part.reader
+        kind, label = part.file_system, part.label
+        reader: BlockReader = part.reader
     else:
         used = used_space(part.reader, disk.sector_size)
         warnings += [f"{disk.name} partition {part.number}: {line}" for line in used.warnings]
-        kind, label, reader = used.file_system, used.label, UsedReader(part.reader, used)
+        kind, label = used.file_system, used.label
+        unit = max(disk.sector_size, used.sector_size)
+        reader = UsedReader(SolidReader(part.reader), used, unit)
     return Volume(part.number, part.offset, part.size, kind, label, part.entry, reader)

@@ -137,10 +137,25 @@ class Copier:
         view = self._memory.get("source", length)
         task.piece.reader.read_into(start, view)
         self._before_writing()
-        self._target.write(task.piece.offset + start, view)
-        counts.blocks_written += end - first
-        counts.bytes_written += length
         counts.bytes_done += length
+        if not self._target.fresh:
+            self._write_rows(task, first, end, view, counts)
+            return
+        # Zeros are in a new file already, and need no room.
+        rows = [
+            row
+            for row in range(first, end)
+            if not _is_zeros(view[task.starts[row] - start :][: task.lengths[row]])
+        ]
+        counts.blocks_unchanged += end - first - len(rows)
+        for low, high in _neighbours(rows):
+            begin, size = _span(task, low, high)
+            self._write_rows(task, low, high, view[begin - start :][:size], counts)
+
+    def _write_rows(self, task: Task, first: int, end: int, view: memoryview, counts: Counts) -> None:
+        self._target.write(task.piece.offset + task.starts[first], view)
+        counts.blocks_written += end - first
+        counts.bytes_written += len(view)
 
     def _compare(self, task: Task, first: int, end: int, counts: Counts) -> None:
         """Hold a run of neighbours against the target; write those that differ."""
@@ -170,6 +185,10 @@ class Copier:
         view = self._memory.get("source", len(there))
         task.piece.reader.read_into(task.starts[row], view)
         return bool(np.array_equal(np.frombuffer(view, np.uint8), np.frombuffer(there, np.uint8)))
+
+
+def _is_zeros(view: memoryview) -> bool:
+    return not any(view[:16]) and not np.frombuffer(view, np.uint64 if len(view) % 8 == 0 else np.uint8).any()
 
 
 def _run_end(task: Task, first: int) -> int:
