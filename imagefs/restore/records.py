@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from formats.partition_table import Kind, PartitionTable, backup_gpt, build_table
+from formats.partition_table import PartitionTable, backup_gpt, build_table
 from formats.partition_table.layout import (
     BOOT_CODE_SIZE,
     BOOT_RECORD_SIZE,
@@ -84,5 +84,5 @@ def room_behind(table: PartitionTable | None) -> int:
 def needed_size(table: PartitionTable | None, ends: Sequence[int]) -> int:
     """Return the least bytes a target has to have for partitions that end there."""
     if table is not None:
-        ends = [*ends, *(e.end for e in table.partitions if e.kind is not Kind.EXTENDED)]
+        ends = [*ends, *(e.end for e in table.partitions)]
     return max(ends, default=0) + room_behind(table)
