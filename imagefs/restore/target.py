@@ -240,8 +240,9 @@ class Target:
         if self.is_device:
             try:
                 fcntl.ioctl(self._fd, _BLKRRPART)
-            except OSError:
-                return devices.require(self.path).partition is not None
+            except OSError:  # it is in use, or is no disk whose partitions the kernel looks for
+                device = devices.require(self.path)
+                return device.partition is not None or not any(device.partitions())
         return True
 
     def drop(self) -> None:
