@@ -16,7 +16,7 @@ from typing import Any, Self
 from formats.blockreader import FileReader
 from formats.errors import FormatError
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_table
-from imagefs.errors import ImagingError, RefusedError, TargetWriteError, UsageError
+from imagefs.errors import RefusedError, TargetWriteError, UsageError
 from imagefs.imaging.options import Listener
 from imagefs.machine import devices
 from imagefs.restore.described import Description, describe, document
@@ -105,6 +105,8 @@ class RestoreJob:
                 self.target, found = parts[0].node, parts[0]
                 options = self.options = replace(options, to_partition=None)
         self.is_device = found is not None
+        if self.target.is_symlink() and self.target.is_file():
+            self.target = self.target.resolve()  # a link to a disk file stays one
         self.start = 0
         refuse_unsafe(self.target, protected=self.original.source.files)
         if found is not None:
@@ -112,7 +114,7 @@ class RestoreJob:
                 self.target_size, sector_size = opened.size, opened.sector_size
             if options.size:
                 raise UsageError("a device has the size it has", path=self.target)
-            if sector_size != disk.sector_size and disk.table is not None:
+            if sector_size > disk.sector_size or (sector_size != disk.sector_size and disk.table is not None):
                 raise RefusedError(
                     f"has sectors of {sector_size} bytes, the disk was made for {disk.sector_size}",
                     path=self.target,
@@ -236,22 +238,20 @@ class RestoreJob:
             for item in self.placed:
                 pieces.append(self._piece(item, item in growing, owned, listener))
             target = owned.enter_context(self._open_target())
-            with _telling_what_is_left(target):
+            with _telling_what_is_left(target, listener):
                 run = self._make_run(target, pieces, report, listener)
                 run.write_volumes()
                 if self.options.verify:
                     run.verify_volumes()
-                for item in growing:
-                    listener.say(f"growing {self.original.name(item.volume)}")
-                    grow_in_place(
-                        target.left or self.target, item.offset, item.size, item.volume.size,
-                        item.volume.file_system,
-                    )  # fmt: skip
+                if not self._has_no_head:
+                    self._grow(growing, target, listener)
                 self.original.source.check()
                 run.write_records()
                 if self.options.verify:
                     run.verify_records()
                     report.verified = not report.different
+                if self._has_no_head:  # a volume can't be grown before its first blocks are there
+                    self._grow(growing, target, listener)
                 target.complete()
             if not target.read_table_anew():
                 report.warnings.append(
@@ -260,6 +260,13 @@ class RestoreJob:
         report.references = self._references()
         report.seconds = time.monotonic() - began
         return report
+
+    def _grow(self, growing: Sequence[Placed], target: Target, listener: Listener) -> None:
+        for item in growing:
+            listener.say(f"growing {self.original.name(item.volume)}")
+            grow_in_place(
+                target.left or self.target, item.offset, item.size, item.volume.size, item.volume.file_system
+            )
 
     def _new_report(self) -> RestoreReport:
         return RestoreReport(
@@ -319,15 +326,14 @@ class RestoreJob:
             head = (piece.offset, first)
             pieces = [piece] if piece.skip else []
         records, gaps = list(self._records.others), []
-        if self.options.partition is None and self.table is not None:
-            taken = [(item.offset, item.end) for item in self.placed]
-            taken += [(offset, offset + len(data)) for offset, data in [head, *records]]
-            taken += [(entry.offset, entry.end) for entry in self._left_out()]
-            for start, end in gaps_between(taken, self.size):
-                ends, middle = _split_ends(start, end, self.size)
-                records += [(at, bytes(stop - at)) for at, stop in ends]
-                gaps += middle
-            records.sort()
+        taken = [(0, self.start), *((item.offset, item.end) for item in self.placed)]
+        taken += [(offset, offset + len(data)) for offset, data in [head, *records]]
+        taken += [(entry.offset, entry.end) for entry in self._left_out()]
+        for start, end in gaps_between(taken, self.start + self.size):
+            ends, middle = _split_ends(start, end, self.start + self.size)
+            records += [(at, bytes(stop - at)) for at, stop in ends]
+            gaps += middle
+        records.sort()
         return Run(
             target, pieces, head, records, gaps, report, listener, keep_holes=self.options.keep_holes
         )  # fmt: skip
@@ -360,15 +366,17 @@ def _split_ends(start: int, end: int, size: int) -> tuple[list[tuple[int, int]],
 
 
 @contextmanager
-def _telling_what_is_left(target: Target) -> Iterator[None]:
+def _telling_what_is_left(target: Target, listener: Listener) -> Iterator[None]:
     """Keep what an interruption leaves of a new file, and say so; drop what can't become complete."""
     try:
         yield
-    except (KeyboardInterrupt, TargetWriteError) as error:
+    except TargetWriteError as error:
         if target.left is not None:
-            error.add_note(f"{target.left} is what was written; --delta goes on with it")
-            if isinstance(error, ImagingError):
-                error.hint = error.hint or f"{target.left} is kept: --delta goes on with it"
+            kept = f"{target.left} is kept, --delta goes on with it"
+            error.hint = f"{error.hint}; {kept}" if error.hint else kept
+        raise
+    except KeyboardInterrupt:
+        listener.say(f"{target.left or target.path} is not complete; --delta goes on with it")
         raise
     except BaseException:
         target.drop()
