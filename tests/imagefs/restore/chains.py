@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fixtures import disks
-from fixtures.mrimgx_writer import SetWriter
+from fixtures.mrimgx_writer import SetWriter, WrittenFile
 from fixtures.partition_tables import MIB, BuiltDisk
 from imagefs.imaging.options import BackupOptions
 from tests.imagefs.imaging.chains import moments, save_all
@@ -69,7 +69,7 @@ def make_chain(name: str, folder: Path) -> Chain:
     saved = save_all(folder / "ours", found, recipe.options, recipe.password)
     ours = [Point(point.path, point.source, recipe.password, ours=True) for point in saved.points]
     writer = SetWriter(folder / "theirs", compression=recipe.compression, password=recipe.password)
-    writers = (
+    writers: Sequence[Callable[[list[BuiltDisk]], WrittenFile]] = (
         writer.full, writer.incremental, partial(writer.incremental, delta=False), writer.differential,
         writer.incremental,
     )  # fmt: skip

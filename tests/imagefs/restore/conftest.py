@@ -1,7 +1,6 @@
 """Chains of images that the tests of restoring share, each made once."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 

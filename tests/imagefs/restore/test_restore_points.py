@@ -20,7 +20,7 @@ def restored(point: Point, target: Path, options: RestoreOptions | None = None) 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_points_of_ours(chain: GetChain, name: str, tmp_path: Path) -> None:
-    """All used bytes, tables byte for byte, zeros where it is free; the last one is looked at by all tools."""
+    """All used bytes, tables byte for byte, zeros where it is free; all tools look at the last one."""
     target = tmp_path / "disk.raw"
     for point in chain(name).ours:
         restored(point, target)
