@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -46,13 +47,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BuiltVolume]:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder in which nothing is left at the end, nor a mount or a loop device anywhere."""
-    folder = tmp_path / "scratch"
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder in which nothing is left at the end, nor a mount or a file among temporary ones."""
+    folder, temporary = tmp_path / "scratch", tmp_path / "temporary"
     folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     yield folder
-    assert list(folder.iterdir()) == []
-    assert "imagefs-volume" not in Path("/proc/mounts").read_text()
+    assert list(folder.iterdir()) == list(temporary.iterdir()) == []
+    assert str(temporary) not in Path("/proc/mounts").read_text()
 
 
 def path_of(volume: BuiltVolume) -> Path:
