@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fixtures import disks
+from fixtures import disks, partition_tables
+from fixtures.content import noise
 from fixtures.mrimgx_writer import SetWriter, WrittenFile
-from fixtures.partition_tables import MIB, BuiltDisk
+from fixtures.partition_tables import MIB, BuiltDisk, Volume
+from fixtures.volumes import ext_volume, fat_volume, ntfs_volume
+from imagefs.imaging import backup
 from imagefs.imaging.options import BackupOptions
 from tests.imagefs.imaging.chains import moments, save_all
 from tests.imagefs.imaging.test_round_trip import gpt_disk, mbr_disk
@@ -78,3 +81,37 @@ def make_chain(name: str, folder: Path) -> Chain:
         for write, disk in zip(writers, found, strict=True)
     ]
     return Chain(found, ours, theirs)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A disk and its image."""
+
+    disk: BuiltDisk
+    image: Path
+
+
+def small_gpt(folder: Path) -> Saved:
+    """Make a disk of NTFS (1), ext4 (2), FAT16 (3) and noise (4), 43 MiB with 1 MiB free at its end."""
+    volumes = [
+        ntfs_volume(folder, size=12 * MIB, big=MIB, many=20, fragments=0),
+        ext_volume(folder, size=8 * MIB, big=MIB, many=20),
+        fat_volume(folder, "FAT16", size=16 * MIB, big=MIB, many=5),
+        _noise_volume(folder),
+    ]
+    disk = partition_tables.gpt_disk(folder / "small.raw", volumes, "0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E3EE")
+    return Saved(disk, backup(disk.path, folder / "set", BackupOptions()).path)
+
+
+def small_mbr(folder: Path) -> Saved:
+    """Make a disk of FAT16 (1) and logical partitions of ext4 (5) and noise (6)."""
+    primary = fat_volume(folder, "FAT16", size=16 * MIB, big=MIB, many=5)
+    logicals = [ext_volume(folder, size=8 * MIB, big=MIB, many=20), _noise_volume(folder)]
+    disk = partition_tables.mbr_disk(folder / "small.raw", [primary], logicals)
+    return Saved(disk, backup(disk.path, folder / "set", BackupOptions()).path)
+
+
+def _noise_volume(folder: Path) -> Volume:
+    path = folder / "noise.volume"
+    path.write_bytes(noise(9, 0, 3 * MIB + 4096))
+    return Volume(path, 3 * MIB + 4096, "unknown")

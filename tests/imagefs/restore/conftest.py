@@ -1,10 +1,10 @@
-"""Chains of images that the tests of restoring share, each made once."""
+"""Disks and images that the tests of restoring share, each made once."""
 
 from collections.abc import Callable
 
 import pytest
 
-from tests.imagefs.restore.chains import Chain, make_chain
+from tests.imagefs.restore.chains import Chain, Saved, make_chain, small_gpt, small_mbr
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,15 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Return a small GPT disk of NTFS, ext4, FAT16 and noise, and its image."""
+    return small_gpt(tmp_path_factory.mktemp("gpt"))
+
+
+@pytest.fixture(scope="session")
+def mbr(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Return a small MBR disk of FAT16 and, in an extended partition, ext4 and noise; and its image."""
+    return small_mbr(tmp_path_factory.mktemp("mbr"))
