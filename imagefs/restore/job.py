@@ -28,7 +28,13 @@ from imagefs.restore.moved import moved
 from imagefs.restore.options import RestoreOptions, RestoreReport
 from imagefs.restore.records import MIB, Records, make_records, needed_size
 from imagefs.restore.references import references
-from imagefs.restore.resize import can_grow_in_place, grow_in_place, resized, smallest_size
+from imagefs.restore.resize import (
+    can_grow_in_place,
+    check_resizable,
+    grow_in_place,
+    resized,
+    smallest_size,
+)
 from imagefs.restore.run import HEAD_SIZE, Run, gaps_between
 from imagefs.restore.target import Target
 from imagefs.restore.volumes import Original, open_original
@@ -92,6 +98,9 @@ class RestoreJob:
             self.placed = self._place_disk()
         else:
             self.placed = self._place_partition()
+        for item in self.placed:
+            if item.size > item.volume.size:  # what shrinks was asked already
+                check_resizable(item.volume, options.scratch)
 
     # --- Where to ---
 
@@ -163,12 +172,7 @@ class RestoreJob:
             self.warnings += fitted.notes
         needed = needed_size(self.table, [item.end for item in placed])
         if needed > self.size != disk.size:
-            hint = f"it needs {needed} bytes" + (
-                "" if self.options.fit else "; --fit shrinks what can be shrunk"
-            )
-            raise RefusedError(
-                f"{self.size} bytes are too small for disk{disk.number}", path=self.target, hint=hint
-            )
+            raise self._too_small(f"disk{disk.number}", needed)
         for entry in self._left_out():
             what = f"partition {entry.number} of its table" + (f" ({entry.name})" if entry.name else "")
             self.warnings.append(
