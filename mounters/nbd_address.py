@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from mounters.nbd_protocol import DEFAULT_PORT
 
 _BACKLOG = 128
 _SAME_PORT_TRIES = 16
+_LOCK_SECONDS = 5.0
 
 
 class AddressError(MountError):
@@ -143,7 +145,7 @@ class Listeners:
         """Stop listening."""
         if self._identity is not None:
             path = Path(self.address.path)
-            with contextlib.suppress(OSError), _locked(path.parent):
+            with contextlib.suppress(OSError):  # while we listen, nobody takes it for a dead server's
                 info = path.lstat()
                 if (info.st_dev, info.st_ino) == self._identity:
                     path.unlink()
@@ -234,8 +236,16 @@ def _remove_stale(path: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other servers from replacing socket files in a folder at the same moment."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + _LOCK_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:  # some programs lock a folder for good
+                    raise AddressError(f"{folder}: locked by another program (choose another)", 6) from None
+                time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)

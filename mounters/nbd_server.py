@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self
 
+from mounters.errors import error_number
 from mounters.export import Export
 from mounters.nbd_address import (
     Address,
@@ -277,7 +278,10 @@ class _Connection:
                 transmission.end()
             transmission.run()
         finally:
-            handle.close()
+            try:
+                handle.close()
+            except Exception as error:  # whatever it is, it is logged, and the server goes on
+                error_number(error, f"{self.label}: closing", f"export {export.name!r}")
 
     def _secure(self) -> Wire:
         tls = self._server._tls

@@ -22,6 +22,7 @@ from mounters.nbd_protocol import (
     DATA_CHUNK,
     EINVAL,
     EIO,
+    ENOMEM,
     ENOSPC,
     EPERM,
     ERROR_CHUNK,
@@ -133,6 +134,10 @@ class Transmission:
                 self._ended = True
                 log.info("%s: %s", self._label, error)
                 self._cut()
+            except BaseException:  # a fault of ours: a client that is cut off knows more than one that waits
+                self._ended = True
+                self._cut()
+                raise
             finally:
                 with self._room:
                     self._held -= request.held
@@ -164,13 +169,17 @@ class Transmission:
                 return None
             refusal = self._refusal(flags, command, offset, length)
             held = length if command in (_READ, _WRITE) and not refusal else 0
-            data = None
             self._wait_for_room(held)
-            if command == _WRITE and refusal:
-                self._input.skip(length)
-            elif command == _WRITE:
-                data = memoryview(bytearray(length))
+            data = None
+            if command == _WRITE and not refusal:
+                try:
+                    data = memoryview(bytearray(length))
+                except MemoryError:
+                    refusal, held = ENOMEM, 0
+            if data is not None:
                 self._input.into(data)
+            elif command == _WRITE:
+                self._input.skip(length)
         except Gone as gone:
             if not self._ended:
                 log.info("%s: %s", self._label, gone)
@@ -307,10 +316,11 @@ class Transmission:
     def _checked_runs(self, offset: int, length: int) -> Iterator[Run]:
         """Yield the handle's runs, whose sum has to be right: what is missing would be told as nothing."""
         left = length
-        for run in self._handle.runs(offset, length):
-            if not 0 < run.length <= left:
-                break
+        runs = iter(self._handle.runs(offset, length))
+        for run in runs:
             left -= run.length
+            if run.length <= 0 or left < 0 or (not left and next(runs, None) is not None):
+                break  # before the last run is told: a reply that is complete takes no error
             yield run
         else:
             if not left:

@@ -1,5 +1,6 @@
 """Where an NBD server listens, and where it refuses to."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.tools import run
+from mounters import nbd_address
 from mounters.nbd_server import Address, AddressError, NbdServer, is_loopback, parse_address
 from tests.mounters.nbd_memory import MemoryExport
 from tests.mounters.nbd_serving import PATIENCE, serving
@@ -185,6 +187,31 @@ def test_stop_may_come_at_any_time(tmp_path: Path) -> None:
     server.stop()
     server.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_is_never_overlooked(tmp_path: Path) -> None:
+    for n in range(200):
+        server = NbdServer([DISK], Address(path=str(tmp_path / "s")))
+        server.bind()
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        if n % 2:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "s"))
+        server.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_a_folder_that_is_locked_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd_address, "_LOCK_SECONDS", 0.1)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(AddressError, match="locked"):
+            NbdServer([DISK], Address(path=str(tmp_path / "s"))).bind()
+    finally:
+        os.close(descriptor)
 
 
 def test_an_empty_export_is_served(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_nbdcopy_copies_all_bytes(where: str, server: NbdServer, tcp: NbdServer,
 
 
 def test_a_copy_is_sparse_and_holes_are_not_read(tmp_path: Path) -> None:
-    content = CONTENT[: 1 << 20] + bytes(512 << 20)
+    content = CONTENT[: 1 << 20] + bytes(96 << 20)
     export = MemoryExport("big", content, block=1 << 20)
     with serving([export], Address(path=str(tmp_path / "s")), default="big") as server:
         run("nbdcopy", server.address.uri(), tmp_path / "copy")
