@@ -43,7 +43,8 @@ Delta = Annotated[
     typer.Option("--delta", help="Write only what differs; this also finishes what was interrupted."),
 ]
 Fit = Annotated[
-    bool, typer.Option("--fit", help="Resize NTFS and ext2/3/4 partitions to the target; others keep their size.")
+    bool,
+    typer.Option("--fit", help="Resize NTFS and ext2/3/4 partitions to the target; others keep their size."),
 ]
 KeepHoles = Annotated[
     bool, typer.Option("--keep-holes", help="Leave what the target has where nothing is stored.")
