@@ -24,6 +24,7 @@ from imagefs.machine import devices
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # <linux/falloc.h>
 _BLKDISCARD, _BLKZEROOUT, _BLKRRPART = 0x1277, 0x127F, 0x125F  # <linux/fs.h>
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+_PAGE = mmap.PAGESIZE
 _ZEROS = 1 << 20  # bytes written at a time where a range is made zeros by writing
 UNFINISHED = ".unfinished"
 
@@ -174,13 +175,21 @@ class Target:
             self.write(at, buffer[: min(_ZEROS, offset + length - at)])
 
     def holes(self, offset: int, length: int) -> bool:
-        """Whether a file has nothing stored in a range."""
+        """Whether a file has nothing but zeros in a range, and nothing stored but at its ends."""
         if self.is_device:
             return False
-        try:
-            return os.lseek(self._fd, offset, os.SEEK_DATA) >= offset + length
-        except OSError as error:
-            return error.errno == errno.ENXIO
+        end = offset + length
+        low, high = min(end, offset + -offset % _PAGE), max(offset, end // _PAGE * _PAGE)
+        if low < high:
+            try:
+                if os.lseek(self._fd, low, os.SEEK_DATA) < high:
+                    return False
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    return False
+        # A page may hold both what is free and what is in use.
+        edges = ((offset, low), (high, end)) if low < high else ((offset, end),)
+        return not any(any(self.read_bytes(start, stop - start)) for start, stop in edges if start < stop)
 
     def _fallocate(self, mode: int, offset: int, length: int) -> bool:
         if _allocate is None:
