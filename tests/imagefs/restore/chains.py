@@ -52,7 +52,7 @@ CHAINS = {
     "gpt": Recipe(gpt_disk, ((3,), (1, 4), (1, 2, 3), (3, 4)), BackupOptions(compression="medium"), "none"),
     "mbr with logical ones": Recipe(
         mbr_disk, ((1, 5), (6,), (7,), (1, 5, 6, 7)),
-        BackupOptions(compression="none", split=3 * MIB), "high", PASSWORD,
+        BackupOptions(compression="none", split=3 * MIB, key_iterations=1000), "high", PASSWORD,
     ),
     "exfat": Recipe(
         partial(disks.exfat_disk, size=16 * MIB, big=MIB, many=20), ((1,), (), (1,), (1,)),

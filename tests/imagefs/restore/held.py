@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,16 +106,3 @@ def check_volumes(target: Path, disk: BuiltDisk, folder: Path, *, files: bool = 
                 check_sound(volume, part.kind)
                 if files:
                     check_files(volume, part)
-
-
-def differing_blocks(before: Bytes, after: Bytes, spans: Sequence[tuple[int, int]]) -> int:
-    """Count the blocks of 64 KiB, counted from the start of each span (offset, size), that differ."""
-    return sum(1 for _ in _blocks_that_differ(before, after, spans))
-
-
-def _blocks_that_differ(before: Bytes, after: Bytes, spans: Sequence[tuple[int, int]]) -> Iterator[int]:
-    for offset, size in spans:
-        for at in range(offset, offset + size, 65536):
-            end = min(at + 65536, offset + size)
-            if not np.array_equal(before[at:end], after[at:end]):
-                yield at

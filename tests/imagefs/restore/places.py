@@ -9,7 +9,7 @@ from fixtures.content import noise
 from fixtures.partition_tables import MIB
 from fixtures.tools import run
 
-PART = b"start=2048, size=4096\nstart=8192, size=8192\n"
+PART = "start=2048, size=4096\nstart=8192, size=8192"
 
 
 def noisy(path: Path, size: int, *, table: str = "") -> Path:
@@ -17,9 +17,13 @@ def noisy(path: Path, size: int, *, table: str = "") -> Path:
     with path.open("wb") as stream:
         for at in range(0, size, MIB):
             stream.write(noise(77, at, min(MIB, size - at)))
-    if table:
-        run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--wipe", "always", path,
-            stdin=f"label: {table}\n".encode() + PART)  # fmt: skip
+    return partitioned(path, table, PART) if table else path
+
+
+def partitioned(path: Path, table: str, parts: str) -> Path:
+    """Give a file a partition table with sfdisk: a label, and a line for each partition."""
+    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--wipe", "always", path,
+        stdin=f"label: {table}\n{parts}\n".encode())  # fmt: skip
     return path
 
 

@@ -30,11 +30,11 @@ from tests.imagefs.restore.held import (
     only_partitions,
     without_free,
 )
-from tests.imagefs.restore.places import digest, noisy, signatures
+from tests.imagefs.restore.places import digest, noisy, partitioned, signatures
 
 
 def test_a_device_of_the_same_size(gpt: Saved, tmp_path: Path) -> None:
-    """What was there is gone: in free space, between and behind the partitions; the kernel sees the new ones."""
+    """What was there is gone: in free space, between and behind the partitions."""
     with attached(noisy(tmp_path / "target", gpt.disk.size, table="dos"), partitions=False) as node:
         done = run_imagefs("restore", gpt.image, node, "--yes", "--verify")
         assert done.code == 0, done.errors
@@ -170,10 +170,9 @@ def test_a_disk_of_4096_byte_sectors(tmp_path: Path) -> None:
 
 
 def test_one_partition_into_one_of_a_file(gpt: Saved, tmp_path: Path) -> None:
-    """A larger partition of another disk; nothing outside of it changes, and behind the volume it is clean."""
-    target = noisy(tmp_path / "disk.raw", 40 * MIB)
-    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", target,
-        stdin=b"label: gpt\nstart=2048, size=2048\nstart=6144, size=40960\nstart=60000, size=100\n")  # fmt: skip
+    """A larger one of another disk: nothing outside of it changes, behind the volume it is clean."""
+    parts = "start=2048, size=2048\nstart=6144, size=40960\nstart=60000, size=100"
+    target = partitioned(noisy(tmp_path / "disk.raw", 40 * MIB), "gpt", parts)
     was = bytes_of(target)
     done = run_imagefs(
         "restore", gpt.image, target, "--partition", "disk0/p1", "--to-partition", "2", "--yes", "--verify"
@@ -197,9 +196,8 @@ def test_one_partition_into_one_of_a_file(gpt: Saved, tmp_path: Path) -> None:
 @pytest.mark.parametrize("by_node", [True, False])
 def test_one_partition_into_one_of_a_device(by_node: bool, gpt: Saved, tmp_path: Path) -> None:
     """By the partition's own device, or by its number."""
-    path = noisy(tmp_path / "disk.raw", 40 * MIB)
-    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", path,
-        stdin=b"label: gpt\nstart=2048, size=2048\nstart=6144, size=16384\n")  # fmt: skip
+    parts = "start=2048, size=2048\nstart=6144, size=16384"
+    path = partitioned(noisy(tmp_path / "disk.raw", 40 * MIB), "gpt", parts)
     was = bytes_of(path)
     with attached(path) as node:
         target = [partition_node(node, 2)] if by_node else [node, "--to-partition", "2"]
