@@ -1,18 +1,24 @@
 """What a machine starts with: the firmware that a disk was made for, and where it is on this system."""
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from formats.container import Disk
 from formats.partition_table import PartitionTable, read_table
 from imagefs.errors import UsageError
+from imagefs.filesystems import FileSystem, open_file_system
 from imagefs.serving.children import ProgramError
+from mounters.tree import NodeType
 
 FIRMWARES = ("auto", "bios", "uefi")
 _EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # GPT types
 _BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
+_DEFAULT_LOADER = "efi/boot/bootx64.efi"  # what firmware starts that was told of no other
+_LOADERS = ("shimx64.efi", "grubx64.efi", "bootmgfw.efi", "systemd-bootx64.efi", "refind_x64.efi")
+_DEPTH = 3  # folders above a loader: EFI/Microsoft/Boot
 # OVMF: its code, and variables that are still empty. Debian and Ubuntu; Fedora; Arch; openSUSE; qemu's own.
 _PLACES = (
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
@@ -64,6 +70,63 @@ def uefi_options(folder: Path) -> list[str]:
                 "-drive", f"if=pflash,format=raw,file={escaped(own)}",
             ]  # fmt: skip
     raise ProgramError("there is no UEFI firmware for the machine", hint="in Debian it comes with ovmf")
+
+
+def loader_by_name(disk: Disk) -> str:
+    """Return the loader that firmware must be told of, as "EFI/debian/shimx64.efi"; "" where it need not.
+
+    Systems are installed beside the default loader's place as often as in it, and the machine that had them
+    knew where. Raises FormatError where the EFI system partition can't be read.
+    """
+    table = read_table(disk.reader(), disk.sector_size)
+    offsets = {entry.offset for entry in table.partitions if entry.type == _EFI_SYSTEM} if table else set()
+    for part in disk.partitions:
+        volume = open_file_system(part.reader(), disk.sector_size) if part.offset in offsets else None
+        if volume is None:
+            continue
+        try:
+            files = {name.lower(): name for name in _files(volume, volume.root, "", _DEPTH)}
+        finally:
+            volume.close()
+        if _DEFAULT_LOADER in files:
+            return ""
+        for loader in _LOADERS:
+            found = sorted(name for name in files if name.startswith("efi/") and name.endswith(f"/{loader}"))
+            if found:
+                return files[found[0]]
+    return ""
+
+
+def _files(volume: FileSystem, folder: int, path: str, depth: int) -> Iterator[str]:
+    """Yield the paths of the files in a folder, and in those below it down to a depth."""
+    for entry in volume.entries(folder):
+        if entry.type is NodeType.DIRECTORY:
+            if depth and entry.name not in (".", "..") and (path or entry.name.lower() == "efi"):
+                yield from _files(volume, entry.inode, f"{path}{entry.name}/", depth - 1)
+        else:
+            yield path + entry.name
+
+
+def starter_options(folder: Path, loader: str) -> list[str]:
+    """Return qemu's options for a small drive with a script that starts a loader, made in ``folder``.
+
+    The firmware's shell runs it, when the firmware has found nothing to start by itself.
+    """
+    drive = folder / "starter"
+    drive.mkdir()
+    path = "\\" + loader.replace("/", "\\")
+    lines = [
+        "@echo -off",
+        "for %a run (0 9)",
+        f"if exist fs%a:{path} then",
+        f"fs%a:{path}",
+        "endif",
+        "endfor",
+    ]
+    (drive / "startup.nsh").write_text("".join(f"{line}\r\n" for line in lines))
+    node = {"driver": "vvfat", "node-name": "starter", "dir": str(drive), "read-only": True}
+    # The firmware looks only at drives that are in the order of booting.
+    return ["-blockdev", json.dumps(node), "-device", "usb-storage,drive=starter,bootindex=99"]
 
 
 def check_firmware(name: str) -> None:

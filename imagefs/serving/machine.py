@@ -17,7 +17,14 @@ from formats.container import Disk, Point
 from imagefs.errors import UsageError
 from imagefs.serving.children import ProgramError, failure_text, find_program, running
 from imagefs.serving.exports import chosen_disk, open_overlay, overlay_exports
-from imagefs.serving.firmware import boot_disk, check_firmware, escaped, uefi_options
+from imagefs.serving.firmware import (
+    boot_disk,
+    check_firmware,
+    escaped,
+    loader_by_name,
+    starter_options,
+    uefi_options,
+)
 from imagefs.serving.overlay import Overlay
 from imagefs.serving.server import PrivateServer, private_server
 from imagefs.source import Source
@@ -81,9 +88,14 @@ def boot(source: Source, options: BootOptions, say: Callable[[str], None]) -> No
             exports.append(overlay_exports(disk, overlay)[0])
         server = owned.enter_context(private_server(exports))
         command = [program, "-name", escaped(f"imagefs {point.path.name}"), *_machine(options)]
-        command += uefi_options(server.folder) if firmware == "uefi" else []
         command += _disk_options(server, disks, first, durable=options.keep_overlay is not None)
         command += _console(options, say)
+        if firmware == "uefi":
+            command += uefi_options(server.folder)
+            loader = loader_by_name(disks[first])
+            if loader:
+                say(f"its firmware knew of {loader}, which a script on a small USB drive starts here")
+                command += starter_options(server.folder, loader)
         if firmware == "bios" and any(disk.sector_size != 512 for disk in disks):
             say("a BIOS can't start from a disk of 4096-byte sectors; --firmware uefi may")
         _run(command, options)

@@ -19,6 +19,8 @@ from fixtures.disks import plain_disk
 from fixtures.mrimgx_writer import SetWriter, WrittenFile
 from fixtures.partition_tables import MIB
 from fixtures.tools import run
+from imagefs.errors import UsageError
+from imagefs.serving.convert import ConvertOptions, convert
 from tests.conftest import run_imagefs
 from tests.fixtures import plain_reader
 from tests.imagefs.built import BuiltSet
@@ -230,22 +232,20 @@ def test_the_target_is_full(plain: Plain, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["out.tar"], "'.tar' stands for no format"),
-        (["out"], "'' stands for no format"),
-        (["out.raw", "--format", "zip"], "there is no format 'zip'"),
-        (["out.vhd", "--compress"], "vhd can't be compressed"),
-        (["out.raw", "--disk", "disk7"], "there is no disk7, but disk1"),
-        (["out.raw", "--partition", "disk1/p7"], "there is no partition p7; there are p1, p2"),
-        (["out.raw", "--disk", "disk1", "--partition", "disk2/p1"], "disk2/p1 is not on disk1"),
-        (["nowhere/out.raw"], "there is no such folder"),
-    ],
-)
-def test_wrong_usage(plain: Plain, tmp_path: Path, arguments: list[str], says: str) -> None:
-    done = run_imagefs("convert", plain.full.path, tmp_path / arguments[0], *arguments[1:])
-    assert (done.code, done.output) == (2, b"")
-    assert says in done.errors
-    assert done.errors.count("\n") == 1
+def test_wrong_usage(plain: Plain, tmp_path: Path) -> None:
+    cases = [
+        ("out.tar", ConvertOptions(), "'.tar' stands for no format"),
+        ("out", ConvertOptions(), "'' stands for no format"),
+        ("out.raw", ConvertOptions("zip"), "there is no format 'zip'"),
+        ("out.vhd", ConvertOptions(compress=True), "vhd can't be compressed"),
+        ("out.raw", ConvertOptions(disk="disk7"), "there is no disk7, but disk1"),
+        ("out.raw", ConvertOptions(partition="disk1/p7"), "there is no partition p7; there are p1, p2"),
+        ("out.raw", ConvertOptions(disk="disk1", partition="disk2/p1"), "disk2/p1 is not on disk1"),
+        ("nowhere/out.raw", ConvertOptions(), "there is no such folder"),
+    ]
+    for name, options, says in cases:
+        with pytest.raises(UsageError, match=says):
+            convert(plain.full.path, tmp_path / name, options)
+    done = run_imagefs("convert", plain.full.path, tmp_path / "out.tar")
+    assert (done.code, done.output, done.errors.count("\n")) == (2, b"", 1)
     assert not list(tmp_path.iterdir())
