@@ -55,7 +55,7 @@ def _reserved(disk: BuiltDisk, part: BuiltPartition) -> int:
         boot = stream.read(512)
     reserved, copies, entries = struct.unpack_from("<HBH", boot, 14)
     (short,), (long,) = struct.unpack_from("<H", boot, 22), struct.unpack_from("<I", boot, 36)
-    return (reserved + copies * (short or long)) * 512 + entries * 32
+    return int((reserved + copies * (short or long)) * 512 + entries * 32)
 
 
 def to_write(disk: BuiltDisk, before: Bytes, after: Bytes) -> int:
@@ -65,7 +65,7 @@ def to_write(disk: BuiltDisk, before: Bytes, after: Bytes) -> int:
         for start, end in free_runs(disk, part):
             used[start:end] = False
     return sum(
-        used[start:end].any() and not np.array_equal(before[start:end], after[start:end])
+        bool(used[start:end].any()) and not np.array_equal(before[start:end], after[start:end])
         for start, end in blocks(disk)
     )
 
