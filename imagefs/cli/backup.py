@@ -1,10 +1,6 @@
 """``imagefs backup``: make an image of a disk."""
 
-import json as json_module
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,17 +16,16 @@ from imagefs.cli.common import (
     name_text,
     output,
     print_json,
-    progress_bar,
     say,
     size_of,
     size_text,
-    write_errors,
 )
+from imagefs.cli.listening import listening
 from imagefs.errors import UsageError
 from imagefs.imaging import backup as run_backup
 from imagefs.imaging import discard as run_discard
 from imagefs.imaging import resume as run_resume
-from imagefs.imaging.options import BackupOptions, BackupReport, Listener, Progress
+from imagefs.imaging.options import BackupOptions, BackupReport
 
 Paths = Annotated[
     list[Path],
@@ -175,7 +170,7 @@ def backup(
         )
 
     def make(password: str | None) -> BackupReport:
-        with _listener(json=json) as listener:
+        with listening("imaging", "stored", json=json) as listener:
             if options is None:
                 return run_resume(
                     paths[0], password=password, source_password=source_password, listener=listener
@@ -201,38 +196,10 @@ def backup(
         _print(report)
 
 
-@contextmanager
-def _listener(*, json: bool) -> Iterator[Listener]:
-    """Show a run's progress and messages: a bar and lines, or events."""
-    with progress_bar("imaging", quiet=json) as bar:
-
-        def show(progress: Progress) -> None:
-            if json:
-                _event("progress", **asdict(progress))
-            bar.update(
-                bar.task_ids[0],
-                completed=progress.done,
-                total=progress.total,
-                description=f"{progress.phase}, {size_text(progress.stored)} stored",
-            )
-
-        def tell(line: str) -> None:
-            if json:
-                _event("message", text=line)
-            else:
-                say(line)
-
-        yield Listener(show, tell)
-
-
 def _new_password() -> str:
     if not sys.stdin.isatty():
         raise UsageError("no password is given", hint="--password-file or IMAGEFS_PASSWORD")
     return str(typer.prompt("Password of the set", hide_input=True, confirmation_prompt=True, err=True))
-
-
-def _event(kind: str, **values: object) -> None:
-    write_errors(json_module.dumps({"event": kind, **values}) + "\n")
 
 
 def _print(report: BackupReport) -> None:

@@ -1,10 +1,7 @@
 """What restore and clone share: what will be overwritten is shown and asked, progress, the report."""
 
-import json as json_module
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +14,11 @@ from imagefs.cli.common import (
     name_text,
     output,
     print_json,
-    progress_bar,
     say,
     size_text,
-    write_errors,
 )
+from imagefs.cli.listening import listening
 from imagefs.errors import RefusedError, UsageError
-from imagefs.imaging.options import Listener, Progress
 from imagefs.restore.bars import bars, layout_after, layout_before
 from imagefs.restore.described import lines
 from imagefs.restore.job import RestoreJob
@@ -109,7 +104,7 @@ def finish(job: RestoreJob, *, yes: bool, dry_run: bool, json: bool) -> None:
             print_json(job.document())
         return
     confirm(job, yes=yes)
-    with _listener(json=json) as listener:
+    with listening("writing", "written", json=json) as listener:
         report = job.run(listener)
     if json:
         print_json(report.document())
@@ -119,29 +114,6 @@ def finish(job: RestoreJob, *, yes: bool, dry_run: bool, json: bool) -> None:
         _print(report)
     if report.verified is False:
         raise typer.Exit(ExitCode.DIFFERENT)
-
-
-@contextmanager
-def _listener(*, json: bool) -> Iterator[Listener]:
-    with progress_bar("writing", quiet=json) as bar:
-
-        def show(progress: Progress) -> None:
-            if json:
-                write_errors(json_module.dumps({"event": "progress", **asdict(progress)}) + "\n")
-            bar.update(
-                bar.task_ids[0],
-                completed=progress.done,
-                total=progress.total,
-                description=f"{progress.phase}, {size_text(progress.stored)} written",
-            )
-
-        def tell(line: str) -> None:
-            if json:
-                write_errors(json_module.dumps({"event": "message", "text": line}) + "\n")
-            else:
-                say(line)
-
-        yield Listener(show, tell)
 
 
 def _print(report: RestoreReport) -> None:
