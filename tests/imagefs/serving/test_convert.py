@@ -177,7 +177,7 @@ def test_damage(plain: Plain, tmp_path: Path) -> None:
     path = tmp_path / plain.full.path.name
     shutil.copy(plain.full.path, path)
     flip_in_block(path, 0, 13)
-    for kind in QEMU:
+    for kind in ("raw", "vhdx"):
         done = run_imagefs("convert", path, tmp_path / f"out.{kind}")
         assert (done.code, done.output) == (3, b"")
         assert "disk1/p1 block 13: " in done.errors
