@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
 	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs btrfs-progs sleuthkit genisoimage parted attr \
-	qemu-utils qemu-system-x86 libnbd-bin nbd-client gnutls-bin
+	qemu-utils qemu-system-x86 ovmf libnbd-bin nbd-client gnutls-bin
 PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
 	mke2fs mkfs.btrfs fls genisoimage parted setfattr qemu-img qemu-system-x86_64 nbdinfo nbd-client psktool
 
@@ -34,6 +34,7 @@ setup: packages $(VENV)/.installed
 packages:
 	@$(call need,$(PROBE),$(PACKAGES))
 	@ls /usr/include/fuse3/fuse.h >/dev/null 2>&1 || { $(call install,libfuse3-dev); }
+	@ls /usr/share/OVMF/OVMF_CODE_4M.fd >/dev/null 2>&1 || { $(call install,ovmf); }
 
 vm-packages:
 	@$(call need,$(VM_PROBE),$(VM_PACKAGES))

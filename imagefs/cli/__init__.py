@@ -115,6 +115,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         flush_output()
+        if code == ExitCode.INTERRUPTED:
+            say("interrupted")
     except TyperException as error:
         if error.format_message():  # else the help was asked for, by no arguments
             say(f"{' '.join(error.format_message().split())} (imagefs COMMAND --help tells more)")

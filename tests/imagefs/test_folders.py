@@ -14,7 +14,7 @@ from fixtures.mrimgx_writer import SetWriter, WrittenFile
 from formats.errors import IncompleteSetError, PasswordError
 from tests.conftest import mounted, run_imagefs
 from tests.imagefs.built import FULL, INCREMENTAL, BuiltSet, check_directory, with_files
-from tests.imagefs.serving import serving_processes
+from tests.imagefs.mounted import serving_processes
 
 PASSWORD = "pässword with spaces"
 SOUND, LOCKED, BROKEN = "1111111111111111", "2222222222222222", "3333333333333333"

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import mounted, run_imagefs
 from tests.imagefs.built import BuiltSet, expected_directories, with_files
-from tests.imagefs.serving import serving_processes, wait_until_none_serves
+from tests.imagefs.mounted import serving_processes, wait_until_none_serves
 from tests.mounters.test_users import AS_NOBODY, NOBODY, need_root_and
 
 SECONDS = float(os.environ.get("IMAGEFS_TEST_SECONDS", "10"))
