@@ -183,11 +183,10 @@ for number in range(1000):
 def test_killed(tmp_path: Path, seed: int) -> None:
     """What was flushed is there, whenever its writer is killed; of the rest, old or new bytes."""
     path = tmp_path / "overlay"
-    source = WRITER.replace("from tests.imagefs.serving.test_overlay", "from test_overlay")
     with subprocess.Popen(
-        [sys.executable, "-c", source, str(path), str(seed)],
+        [sys.executable, "-c", WRITER, str(path), str(seed)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
         assert process.stdout is not None
         for _ in range(5 + seed):
