@@ -285,7 +285,11 @@ class RestoreJob:
 
     def _open_target(self) -> Target:
         if self.is_device:
-            return Target.open_device(self.target)
+            opened = Target.open_device(self.target)
+            if opened.size != self.target_size:
+                opened.close()
+                raise RefusedError("is no more the device that was looked at", path=self.target)
+            return opened
         if self.options.to_partition is not None:
             return Target.open_file(self.target, self.target_size, delta=True)
         return Target.open_file(self.target, self.target_size, delta=self.options.delta)

@@ -128,6 +128,8 @@ class Run:
 
     def _clear(self) -> None:
         """Clear what is free."""
+        if self._keep_holes or self._target.fresh:
+            return
         for piece, extent in self._extents():
             if not extent.is_data:
                 self._clear_range(piece.offset + extent.offset, extent.length, needed=True)
@@ -137,7 +139,7 @@ class Run:
     def _clear_range(self, offset: int, length: int, *, needed: bool) -> None:
         """Give a free range back; zero it where that can't be done and it is ``needed``."""
         target = self._target
-        if self._keep_holes or target.fresh or (not target.is_device and target.holes(offset, length)):
+        if target.holes(offset, length):
             return
         first = offset + -offset % target.sector_size
         end = (offset + length) // target.sector_size * target.sector_size

@@ -251,6 +251,7 @@ class Target:
                 fcntl.ioctl(self._fd, _BLKRRPART)
             except OSError:  # it is in use, or is no disk whose partitions the kernel looks for
                 device = devices.require(self.path)
+                _forget_neighbours(device)
                 return device.partition is not None or not any(device.partitions())
         return True
 
@@ -304,6 +305,18 @@ def write_error(error: OSError, path: Path, offset: int | None = None) -> Imagin
     where = "" if offset is None else f" at {offset}"
     hint = "free some room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return TargetWriteError(f"can't be written{where}: {error.strerror or error}", path=path, hint=hint)
+
+
+def _forget_neighbours(device: devices.BlockDevice) -> None:
+    """Drop what is cached of a device's disk and partitions: each has a cache of its own."""
+    for other in (device.parent, *device.parent.partitions()):
+        if other.number != device.number:
+            with suppress(OSError, SourceReadError):
+                fd = devices.open_device(other)
+                try:
+                    devices.forget_cached(fd)
+                finally:
+                    os.close(fd)
 
 
 def _cannot_open(error: OSError, path: Path) -> RefusedError:
