@@ -13,8 +13,8 @@ PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkf
 	mke2fs mkfs.btrfs fls genisoimage parted setfattr qemu-img qemu-system-x86_64 nbdinfo nbd-client psktool
 
 # What `make test-vm` needs beyond that.
-VM_PACKAGES := qemu-system-x86 debootstrap cpio dpkg
-VM_PROBE := qemu-system-x86_64 debootstrap cpio dpkg-deb
+VM_PACKAGES := qemu-system-x86 debootstrap mmdebstrap ovmf cpio dpkg
+VM_PROBE := qemu-system-x86_64 debootstrap mmdebstrap cpio dpkg-deb
 
 # What `make bench` compares with.
 BENCH_PACKAGES := qemu-utils zstd
@@ -55,7 +55,7 @@ demo: setup
 test: setup
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# In a virtual machine, some minutes: what needs devices, volumes and signals of its own. Needs root.
+# In virtual machines, a quarter of an hour: what needs devices, volumes and signals of its own. Needs root.
 test-vm: setup vm-packages
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.vm
 
