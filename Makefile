@@ -42,7 +42,7 @@ vm-packages:
 bench-packages:
 	@$(call need,$(BENCH_PROBE),$(BENCH_PACKAGES))
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(wildcard formats/native/*.[chp]*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "imagefs needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)

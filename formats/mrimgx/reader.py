@@ -1,15 +1,16 @@
 """The bytes of a partition at a backup point."""
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import zstandard
 
 from formats.blockreader import BlockCache, BlockReader, Blocks, Extent
 from formats.errors import DamagedBlockError, FormatError
+from formats.hashing import md5, md5_of_each
 from formats.mrimgx.cipher import AES_BLOCK_SIZE, BlockCipher
 from formats.mrimgx.document import Document
 from formats.mrimgx.image_file import ImageFile
@@ -17,6 +18,8 @@ from formats.mrimgx.index import Element, ResolvedIndex, stored
 from formats.mrimgx.tag_table import BlockTags
 
 Bytes = bytes | memoryview
+_OTHER = "its MD5 is not the one in the index"
+_Block = TypeVar("_Block", bytes, Bytes)
 _PASSING = 4  # blocks: a read of so many comes from a reader that goes on and does not come back
 _TOGETHER = 32  # blocks that are read at once: 2 MiB as a rule
 
@@ -89,26 +92,34 @@ class BlockStore:
         """
         image = self._image(element)
         self._check_place(image, element, place, number, size)
-        data = image.reader().read_at(element.position, element.length)
-        return self._plain(image, data, element, place, number, size)
+        stored_bytes = image.reader().read_at(element.position, element.length)
+        data = self._plain(image, stored_bytes, element, place, number, size)
+        if md5(data) != element.md5:
+            raise _bad(_OTHER, image, place, number)
+        return bytes(data)  # which costs nothing where they are bytes already
 
     def decode_run(
         self, elements: Sequence[Element], place: BlockPlace, number: int, size: int
-    ) -> Iterator[bytes]:
-        """Yield what ``decode`` returns for blocks from ``number`` on that are stored one behind the other.
+    ) -> Sequence[Bytes]:
+        """Return what ``decode`` does for blocks from ``number`` on that are stored one behind the other.
 
-        They are read at once.
+        They are read, and hashed, together. What is returned holds until this thread decodes again.
         """
         image = self._image(elements[0])
         for count, element in enumerate(elements):
             self._check_place(image, element, place, number + count, size)
         start = elements[0].position
-        data = _local.memory(elements[-1].position + elements[-1].length - start)
-        image.reader().read_into(start, data)
+        stored_bytes = _local.memory(elements[-1].position + elements[-1].length - start)
+        image.reader().read_into(start, stored_bytes)
+        blocks = []
         for count, element in enumerate(elements):
             at = element.position - start
-            stored_bytes = data[at : at + element.length]
-            yield self._plain(image, stored_bytes, element, place, number + count, size)
+            data = stored_bytes[at : at + element.length]
+            blocks.append(self._plain(image, data, element, place, number + count, size))
+        for count, (found, element) in enumerate(zip(md5_of_each(blocks), elements, strict=True)):
+            if found != element.md5:
+                raise _bad(_OTHER, image, place, number + count)
+        return blocks
 
     def _image(self, element: Element) -> ImageFile:
         """Return the file that holds a block; raises where it must not be read."""
@@ -135,8 +146,8 @@ class BlockStore:
 
     def _plain(
         self, image: ImageFile, data: Bytes, element: Element, place: BlockPlace, number: int, size: int
-    ) -> bytes:
-        """Return the plain bytes of stored ones."""
+    ) -> Bytes:
+        """Return the plain bytes of stored ones, not held against their hash yet."""
         tags = self.tags.get(image)
         if tags is not None:
             # Before anything else is done with them: nothing but the tag vouches for the bytes as stored.
@@ -162,9 +173,7 @@ class BlockStore:
                 data = _local.decompressor.decompress(data)
             except zstandard.ZstdError as error:
                 raise _bad(f"it can't be decompressed: {error}", image, place, number) from None
-        if hashlib.md5(data, usedforsecurity=False).digest() != element.md5:
-            raise _bad("its MD5 is not the one in the index", image, place, number)
-        return bytes(data)  # which costs nothing where they are bytes already
+        return data
 
 
 def _bad(reason: str, image: ImageFile, place: BlockPlace, number: int) -> DamagedBlockError:
@@ -202,7 +211,7 @@ class BlocksReader(BlockReader):
             self._allowed = True
 
     def _read(self, offset: int, length: int) -> bytes:
-        pieces = list(self._pieces(offset, length))
+        pieces = list(map(bytes, self._pieces(offset, length)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_into(self, offset: int, buffer: memoryview) -> None:
@@ -211,8 +220,11 @@ class BlocksReader(BlockReader):
             buffer[done : done + len(piece)] = piece
             done += len(piece)
 
-    def _pieces(self, offset: int, length: int) -> Iterator[bytes]:
-        """Yield the bytes of a range; many whole blocks are read at once, and pass the cache by."""
+    def _pieces(self, offset: int, length: int) -> Iterator[Bytes]:
+        """Yield the bytes of a range, which hold until the next are asked for.
+
+        Many whole blocks are read at once, and pass the cache by.
+        """
         size = self._block_size
         first, end = -(-offset // size), (offset + length) // size
         if end - first < _PASSING:
@@ -225,7 +237,7 @@ class BlocksReader(BlockReader):
         for part in self._parts(end * size, offset + length - end * size):
             yield self._piece(*part)
 
-    def _whole_blocks(self, first: int, end: int) -> Iterator[bytes]:
+    def _whole_blocks(self, first: int, end: int) -> Iterator[Bytes]:
         """Yield blocks, those that are stored one behind the other read at once."""
         size = self._block_size
         elements = self._index.listed(first, end)
@@ -271,7 +283,7 @@ class BlocksReader(BlockReader):
         block = self._store.block(element, self._place, number, self._block_size)
         return self._cut(block, element, number, start, length)
 
-    def _cut(self, block: bytes, element: Element, number: int, start: int, length: int) -> bytes:
+    def _cut(self, block: _Block, element: Element, number: int, start: int, length: int) -> _Block:
         if start + length > len(block):
             raise DamagedBlockError(
                 f"it has {len(block)} bytes, {start + length} are needed",

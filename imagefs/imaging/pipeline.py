@@ -5,7 +5,6 @@ blocks for each thread, and as much of stored ones for each of the ``workers + 4
 two cores, 136 MiB on 32, the most that are used. Reserved sectors of FAT go by 4 MiB instead.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from formats.errors import ReadError
+from formats.hashing import md5_of_each
 from formats.mrimgx.encoder import Bytes
 from imagefs.errors import SourceReadError
 from imagefs.imaging.tasks import BlockArray, Task
@@ -98,9 +98,8 @@ class Encoder:
             view = self._read(array, first, count, task.gaps, unreadable)
             total += len(view)
             new, hashes, plain = [], [], []
-            for block in range(first, first + count):
-                piece = view[(block - first) * size : (block - first + 1) * size]
-                md5 = hashlib.md5(piece, usedforsecurity=False).digest()
+            pieces = [view[at * size : (at + 1) * size] for at in range(count)]
+            for block, (piece, md5) in enumerate(zip(pieces, md5_of_each(pieces), strict=True), first):
                 if known[place : place + 16] == md5:
                     unchanged += 1
                 else:

@@ -4,7 +4,6 @@ Memory is bounded: 2 MiB for each thread and each use, and some 30 MB for the bl
 sorted by where they are stored.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from formats.blockreader import BlockReader, Blocks
+from formats.hashing import md5_of_each
 from imagefs.restore.target import Memory, Target
 
 TASK_SIZE = 2 * 1024 * 1024  # bytes that are handled together
@@ -162,10 +162,12 @@ class Copier:
         start, length = _span(task, first, end)
         there = self._memory.get("target", length)
         self._target.read_into(task.piece.offset + start, there)
+        pieces = [there[task.starts[row] - start :][: task.lengths[row]] for row in range(first, end)]
+        known = [task.md5[16 * row : 16 * row + 16] for row in range(first, end)]
+        hashes = md5_of_each(pieces) if any(md5 != _NO_HASH for md5 in known) else known
         differing = []
-        for row in range(first, end):
-            low = task.starts[row] - start
-            if not self._same(task, row, there[low : low + task.lengths[row]]):
+        for row, piece, md5, found in zip(range(first, end), pieces, known, hashes, strict=True):
+            if not (md5 == found if md5 != _NO_HASH else self._same(task, row, piece)):
                 differing.append(row)
         counts.bytes_done += length
         counts.blocks_unchanged += end - first - len(differing)
@@ -179,9 +181,7 @@ class Copier:
             counts.bytes_done = at
 
     def _same(self, task: Task, row: int, there: memoryview) -> bool:
-        md5 = task.md5[16 * row : 16 * row + 16]
-        if md5 != _NO_HASH:
-            return hashlib.md5(there, usedforsecurity=False).digest() == md5
+        """Compare a block whose hash is not known with the source's bytes."""
         view = self._memory.get("source", len(there))
         task.piece.reader.read_into(task.starts[row], view)
         return bool(np.array_equal(np.frombuffer(view, np.uint8), np.frombuffer(there, np.uint8)))
