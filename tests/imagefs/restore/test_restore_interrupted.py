@@ -23,6 +23,7 @@ from fixtures.volumes import ext_volume
 from imagefs.imaging import backup
 from imagefs.restore.job import restore
 from imagefs.restore.options import RestoreOptions
+from imagefs.restore.target import Target
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.attached import attached, mounted_on, need_root
 from tests.imagefs.imaging.warm import Warm, warm_process
@@ -135,6 +136,33 @@ def test_killed_while_a_file_is_made(pair: Pair, warm: Warm, tmp_path: Path) -> 
         assert not unfinished.exists()
         target.unlink()
     assert left >= TRIES // 8
+
+
+@pytest.mark.parametrize("method", ["discard", "write"])
+def test_a_delta_is_interrupted_early(
+    method: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old table is gone before anything of the old disk is: also what is only free here."""
+    target = tmp_path / "target"
+    restore(pair.one.image, target)
+
+    def stop(*_: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with attached(target, partitions=False) as node:
+        real = getattr(Target, method)
+        calls = itertools.count()
+
+        def second(*arguments: object, **options: object) -> object:
+            return (real if next(calls) == 0 else stop)(*arguments, **options)
+
+        monkeypatch.setattr(Target, method, stop if method == "discard" else second)
+        with pytest.raises(KeyboardInterrupt):
+            restore(pair.other.image, node, RestoreOptions(delta=True))
+        assert not has_table(node)
+        monkeypatch.undo()
+        restore(pair.other.image, node, RestoreOptions(delta=True))
+        assert is_disk(node, pair.other.disk)
 
 
 def _interrupt(image: Path, target: Path, *arguments: str) -> tuple[int, str]:
