@@ -1,9 +1,11 @@
 """Disks and images that the tests of restoring share, each made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.imagefs.imaging.warm import Warm, warm_process
+from tests.imagefs.restore import commands
 from tests.imagefs.restore.chains import Chain, Saved, make_chain, small_gpt, small_mbr
 
 
@@ -30,3 +32,12 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 def mbr(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Return a small MBR disk of FAT16 and, in an extended partition, ext4 and noise; and its image."""
     return small_mbr(tmp_path_factory.mktemp("mbr"))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Start a process that has the command line loaded; ``run_quickly`` uses it too."""
+    with warm_process(tmp_path_factory.mktemp("warm") / "log") as process:
+        commands.started.append(process)
+        yield process
+        commands.started.clear()

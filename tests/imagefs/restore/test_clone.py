@@ -16,13 +16,16 @@ from fixtures.tools import run
 from fixtures.volumes import ext_volume, ntfs_volume
 from imagefs.restore.job import clone
 from imagefs.restore.options import RestoreOptions
-from tests.conftest import Ran, run_imagefs
+from tests.conftest import Ran
 from tests.imagefs.imaging.attached import attached, mounted_on, partition_node
 from tests.imagefs.imaging.moments import later
 from tests.imagefs.imaging.others import check_files, check_sound
 from tests.imagefs.restore.chains import Saved
+from tests.imagefs.restore.commands import run_quickly
 from tests.imagefs.restore.held import check_same, check_tables, check_volumes
 from tests.imagefs.restore.places import digest, noisy, signatures
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 KEEP = RestoreOptions()
 
@@ -49,7 +52,7 @@ def listed(target: Path) -> Listed:
 
 
 def cloned(source: Path, target: Path, *arguments: str) -> Ran:
-    done = run_imagefs("clone", source, target, *arguments)
+    done = run_quickly("clone", source, target, *arguments)
     assert done.code == 0, done.errors
     return done
 
@@ -140,7 +143,7 @@ def test_a_source_that_is_written(tmp_path: Path) -> None:
     disk = _two(tmp_path, 0)
     with attached(disk.path) as node:
         with mounted_on(tmp_path / "mnt", partition_node(node, 2)):
-            done = run_imagefs("clone", node, tmp_path / "clone.raw")
+            done = run_quickly("clone", node, tmp_path / "clone.raw")
             assert done.code == 6
             assert "mounted" in done.errors
             assert not list(tmp_path.glob("clone.raw*"))
@@ -156,7 +159,7 @@ def test_onto_itself(gpt: Saved, tmp_path: Path) -> None:
     before = digest(disk)
     with attached(disk, partitions=False) as node:
         for source, target in ((disk, disk), (disk, node), (node, disk), (node, node)):
-            done = run_imagefs("clone", source, target, "--yes")
+            done = run_quickly("clone", source, target, "--yes")
             assert done.code == 6, done.errors
     assert digest(disk) == before
 
@@ -234,7 +237,7 @@ def test_fitted_to_a_smaller_target(on_device: bool, two: BuiltDisk, tmp_path: P
     """Over noise: nothing of it shows in what is in use."""
     size = 56 * MIB
     target = noisy(tmp_path / "target", size)
-    done = run_imagefs("clone", two.path, target, "--yes")
+    done = run_quickly("clone", two.path, target, "--yes")
     assert done.code == 6
     assert "--fit shrinks what can be shrunk" in done.errors
     if on_device:
@@ -263,7 +266,7 @@ def test_a_fitted_delta(two: BuiltDisk, tmp_path: Path) -> None:
 def test_no_room_at_all(two: BuiltDisk, tmp_path: Path) -> None:
     target = noisy(tmp_path / "target", 8 * MIB)
     before = digest(target)
-    done = run_imagefs("clone", two.path, target, "--fit", "--yes")
+    done = run_quickly("clone", two.path, target, "--fit", "--yes")
     assert done.code == 6, done.errors
     assert "at least" in done.errors or "too small" in done.errors
     assert digest(target) == before

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from imagefs.restore.options import RestoreOptions
 from imagefs.restore.target import Target
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.attached import attached, mounted_on, need_root
-from tests.imagefs.imaging.warm import Warm, warm_process
+from tests.imagefs.imaging.warm import Warm
 from tests.imagefs.restore.chains import Saved
 from tests.imagefs.restore.held import bytes_of, check_same, check_tables, without_free
 from tests.imagefs.restore.places import digest
@@ -56,12 +56,6 @@ def _disk(folder: Path, ext_first: bool) -> Saved:
     guid = f"0B1F9A54-7C3D-4E8A-9D21-64F0A1C2E4{int(ext_first):02}"
     disk = partition_tables.gpt_disk(folder / "disk.raw", volumes, guid)
     return Saved(disk, backup(disk.path, folder / "set").path)
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    with warm_process(tmp_path_factory.mktemp("warm") / "log") as started:
-        yield started
 
 
 def has_table(target: Path) -> bool:

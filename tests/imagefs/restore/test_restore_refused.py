@@ -18,17 +18,20 @@ from fixtures.tools import find_tool, run
 from imagefs.errors import RefusedError
 from imagefs.machine import devices
 from imagefs.restore.job import plan_restore
-from tests.conftest import missing, run_imagefs
+from tests.conftest import missing
 from tests.imagefs.imaging.attached import attached, make_file_system, mounted_on, need_root, partition_node
 from tests.imagefs.restore.chains import Saved
+from tests.imagefs.restore.commands import run_quickly
 from tests.imagefs.restore.held import check_same
 from tests.imagefs.restore.places import digest, noisy, partitioned
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def refused(image: Path, target: Path, *arguments: str, says: str) -> None:
     """Check that a restore ends with 6 and one line, and changes nothing."""
     before = digest(target) if target.is_file() or target.is_block_device() else ""
-    done = run_imagefs("restore", image, target, *(arguments or ("--yes",)))
+    done = run_quickly("restore", image, target, *(arguments or ("--yes",)))
     assert done.code == 6, done.errors
     assert says in done.errors
     (line,) = [line for line in done.errors.splitlines() if line.startswith("imagefs: ")][-1:]
@@ -83,7 +86,7 @@ def test_the_device_that_the_image_lies_on(gpt: Saved, tmp_path: Path) -> None:
         with mounted_on(tmp_path / "mnt", node) as folder:
             shutil.copy(gpt.image, folder)
             run("sync", "-f", folder)
-            done = run_imagefs("restore", folder / gpt.image.name, node, "--yes")
+            done = run_quickly("restore", folder / gpt.image.name, node, "--yes")
             assert done.code == 6
             assert "lies on it" in done.errors or "mounted" in done.errors
         run("e2fsck", "-fn", node)
@@ -132,7 +135,7 @@ def test_without_a_terminal_nothing_is_overwritten(gpt: Saved, tmp_path: Path) -
     refused(gpt.image, target, "--verify", says="--yes overwrites it")
     refused(gpt.image, target, "--delta", says="--yes overwrites it")
     before = digest(target)
-    done = run_imagefs("restore", gpt.image, target, "--dry-run")
+    done = run_quickly("restore", gpt.image, target, "--dry-run")
     assert done.code == 0
     assert "1 partition(s)" in done.errors
     assert digest(target) == before

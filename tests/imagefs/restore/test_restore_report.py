@@ -19,6 +19,7 @@ from tests.conftest import run_imagefs
 from tests.imagefs.imaging.attached import attached
 from tests.imagefs.imaging.others import check_files
 from tests.imagefs.restore.chains import Saved
+from tests.imagefs.restore.commands import run_quickly
 from tests.imagefs.restore.held import bytes_of, check_same
 from tests.imagefs.restore.places import digest, noisy
 
@@ -101,6 +102,7 @@ def test_the_help(command: str) -> None:
         assert option in done.text
 
 
+@pytest.mark.usefixtures("warm")
 def test_usage(gpt: Saved, tmp_path: Path) -> None:
     target = tmp_path / "disk.raw"
     for arguments, says in (
@@ -111,11 +113,11 @@ def test_usage(gpt: Saved, tmp_path: Path) -> None:
         ((gpt.image, target, "-p", "p1", "--new-id"), "ids belong to a disk"),
         ((tmp_path / "none", target), "no such file"),
     ):
-        done = run_imagefs("restore", *arguments)
+        done = run_quickly("restore", *arguments)
         assert done.code == 2, (arguments, done.errors)
         assert says in done.errors, arguments
     with attached(gpt.disk.path, partitions=False) as node:
-        done = run_imagefs("restore", node, target)
+        done = run_quickly("restore", node, target)
     assert (done.code, "imagefs clone copies a disk" in done.errors) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
@@ -123,6 +125,7 @@ def test_usage(gpt: Saved, tmp_path: Path) -> None:
 # --- Sources of other kinds ---
 
 
+@pytest.mark.usefixtures("warm")
 def test_several_disks(tmp_path: Path) -> None:
     """One is named; blocks of every length, in each kind of compression."""
     disks = [
@@ -136,9 +139,9 @@ def test_several_disks(tmp_path: Path) -> None:
             target = tmp_path / f"{compression}-{number}"
             arguments = ("restore", image, target, "--disk", f"disk{number}")
             if compression == "none":
-                assert run_imagefs(*arguments, password="y").code == 5
+                assert run_quickly(*arguments, password="y").code == 5
                 assert not target.exists()
-            done = run_imagefs(*arguments, password="x")
+            done = run_quickly(*arguments, password="x")
             assert done.code == 0, done.errors
             check_same(target, disk)
 
