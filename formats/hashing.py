@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 Buffer = bytes | memoryview
@@ -46,13 +48,15 @@ def md5_of_each(blocks: Sequence[Buffer]) -> list[bytes]:
 def _can_share(block: Buffer, length: int) -> bool:
     if len(block) != length or length % _CHUNK or not length:
         return False
-    return isinstance(block, bytes) or (block.c_contiguous and not block.readonly)
+    return isinstance(block, bytes) or block.c_contiguous
 
 
 def _address(block: Buffer) -> int:
     """Return where a block's bytes are; they stay there as long as the caller keeps it."""
     if isinstance(block, bytes):
         return ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value or 0
+    if block.readonly:  # which ctypes refuses
+        return int(np.frombuffer(block, np.uint8).ctypes.data)
     return ctypes.addressof(ctypes.c_char.from_buffer(block))
 
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 MOST_WORKERS = 32
 AHEAD = 4  # tasks beyond those being done
+_KEPT = 31 * 1024 * 1024  # below the 32 MiB up to which glibc learns
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
@@ -21,6 +22,15 @@ def workers() -> int:
     except AttributeError:  # not Linux
         count = os.cpu_count() or 2
     return min(count, MOST_WORKERS)
+
+
+def keep_memory() -> None:
+    """Have the C library keep the memory of blocks, which come and go, for those that follow.
+
+    glibc returns free memory above twice the largest block that it mapped and freed (mallopt(3),
+    M_TRIM_THRESHOLD): without this one, getting it back costs a page fault for each 4 KiB.
+    """
+    bytes(_KEPT)  # never touched, so it costs nothing
 
 
 class _Work(Generic[_Task, _Result]):

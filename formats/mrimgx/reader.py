@@ -93,7 +93,9 @@ class BlockStore:
         image = self._image(element)
         self._check_place(image, element, place, number, size)
         stored_bytes = image.reader().read_at(element.position, element.length)
-        data = self._plain(image, stored_bytes, element, place, number, size)
+        data = self._vouched(image, stored_bytes, element, place, number)
+        if image.document.compression != "none":
+            data = _decompressed(data, size, image, place, number)
         if md5(data) != element.md5:
             raise _bad(_OTHER, image, place, number)
         return bytes(data)  # which costs nothing where they are bytes already
@@ -103,7 +105,8 @@ class BlockStore:
     ) -> Sequence[Bytes]:
         """Return what ``decode`` does for blocks from ``number`` on that are stored one behind the other.
 
-        They are read, and hashed, together. What is returned holds until this thread decodes again.
+        They are read, decompressed and hashed together. What is returned holds until this thread decodes
+        again.
         """
         image = self._image(elements[0])
         for count, element in enumerate(elements):
@@ -111,11 +114,18 @@ class BlockStore:
         start = elements[0].position
         stored_bytes = _local.memory(elements[-1].position + elements[-1].length - start)
         image.reader().read_into(start, stored_bytes)
-        blocks = []
-        for count, element in enumerate(elements):
-            at = element.position - start
-            data = stored_bytes[at : at + element.length]
-            blocks.append(self._plain(image, data, element, place, number + count, size))
+        blocks: Sequence[Bytes] = [
+            self._vouched(
+                image, stored_bytes[one.position - start :][: one.length], one, place, number + count
+            )
+            for count, one in enumerate(elements)
+        ]
+        if image.document.compression != "none":
+            # Zeros behind an encrypted frame are taken for a frame where many are decompressed at once.
+            is_padded = isinstance(self.ciphers.get(image), BlockCipher)
+            blocks = (None if is_padded else _decompressed_all(blocks, size)) or [
+                _decompressed(block, size, image, place, number + count) for count, block in enumerate(blocks)
+            ]
         for count, (found, element) in enumerate(zip(md5_of_each(blocks), elements, strict=True)):
             if found != element.md5:
                 raise _bad(_OTHER, image, place, number + count)
@@ -144,10 +154,10 @@ class BlockStore:
             reason = f"the index points outside the file, to {position}+{length}"
             raise _bad(reason, image, place, number)
 
-    def _plain(
-        self, image: ImageFile, data: Bytes, element: Element, place: BlockPlace, number: int, size: int
+    def _vouched(
+        self, image: ImageFile, data: Bytes, element: Element, place: BlockPlace, number: int
     ) -> Bytes:
-        """Return the plain bytes of stored ones, not held against their hash yet."""
+        """Return stored bytes decrypted, once their tag, where there is one, has vouched for them."""
         tags = self.tags.get(image)
         if tags is not None:
             # Before anything else is done with them: nothing but the tag vouches for the bytes as stored.
@@ -164,16 +174,30 @@ class BlockStore:
                 reason = f"stored length {element.length} is not a multiple of 16 in an encrypted file"
                 raise _bad(reason, image, place, number)
             data = cipher.decrypt_block(data, place.disk_number, place.partition_number, number)
-        if image.document.compression != "none":
-            try:
-                content = zstandard.frame_content_size(data)
-                if not 0 <= content <= size:
-                    reason = f"it would decompress to {content} bytes, a block has {size}"
-                    raise _bad(reason, image, place, number)
-                data = _local.decompressor.decompress(data)
-            except zstandard.ZstdError as error:
-                raise _bad(f"it can't be decompressed: {error}", image, place, number) from None
         return data
+
+
+def _decompressed(data: Bytes, size: int, image: ImageFile, place: BlockPlace, number: int) -> bytes:
+    """Return what a frame holds, at most ``size`` bytes; raises DamagedBlockError."""
+    try:
+        content = zstandard.frame_content_size(data)
+        if not 0 <= content <= size:
+            reason = f"it would decompress to {content} bytes, a block has {size}"
+            raise _bad(reason, image, place, number)
+        return _local.decompressor.decompress(data)
+    except zstandard.ZstdError as error:
+        raise _bad(f"it can't be decompressed: {error}", image, place, number) from None
+
+
+def _decompressed_all(frames: Sequence[Bytes], size: int) -> Sequence[Bytes] | None:
+    """Return what frames hold, decompressed in one go; None where one of them has to be looked at alone."""
+    try:
+        if not all(0 < zstandard.frame_content_size(frame) <= size for frame in frames):
+            return None
+        found = _local.decompressor.multi_decompress_to_buffer(list(frames))
+        return [memoryview(found[number]) for number in range(len(found))]  # type: ignore[arg-type]
+    except zstandard.ZstdError:
+        return None
 
 
 def _bad(reason: str, image: ImageFile, place: BlockPlace, number: int) -> DamagedBlockError:

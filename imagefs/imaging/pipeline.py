@@ -16,9 +16,9 @@ from formats.hashing import md5_of_each
 from formats.mrimgx.encoder import Bytes
 from imagefs.errors import SourceReadError
 from imagefs.imaging.tasks import BlockArray, Task
+from imagefs.parallel import keep_memory
 
 _NO_HASH = bytes(16)
-_KEPT = 31 * 1024 * 1024  # below the 32 MiB up to which glibc learns
 # Plain blocks, disk, partition, numbers of the blocks -> stored bytes of each.
 Encode = Callable[[Sequence[Bytes], int, int, Sequence[int]], Sequence[Bytes]]
 
@@ -56,15 +56,6 @@ class _Memory(threading.local):
         return self._view[:length]
 
 
-def _keep_memory() -> None:
-    """Have the C library keep the memory of stored blocks, which come and go, for those that follow.
-
-    glibc returns free memory above twice the largest block that it mapped and freed (mallopt(3),
-    M_TRIM_THRESHOLD): without this one, getting it back costs a page fault for each 4 KiB that is stored.
-    """
-    bytes(_KEPT)  # never touched, so it costs nothing
-
-
 class Encoder:
     """Does a task. Safe from several threads."""
 
@@ -81,7 +72,7 @@ class Encoder:
         self._tag = tag
         self._skip_bad = skip_bad
         self._memory = _Memory()
-        _keep_memory()
+        keep_memory()
 
     def __call__(self, task: Task) -> Result:
         """Read a task's blocks and encode those that are not as before.

@@ -14,6 +14,7 @@ import numpy as np
 
 from formats.blockreader import BlockReader, Blocks
 from formats.hashing import md5_of_each
+from imagefs.parallel import keep_memory
 from imagefs.restore.target import Memory, Target
 
 TASK_SIZE = 2 * 1024 * 1024  # bytes that are handled together
@@ -118,6 +119,7 @@ class Copier:
         self._mode = mode
         self._before_writing = before_writing
         self._memory = Memory()
+        keep_memory()
 
     def __call__(self, task: Task) -> Counts:
         """Write, or compare, a task's blocks; raises FormatError, SourceReadError, TargetWriteError."""

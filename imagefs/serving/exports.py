@@ -5,12 +5,17 @@ Names are those of the tree: ``disk4`` and ``disk4/p1`` of an image, and of a fo
 """
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
-from formats.blockreader import BlockReader
+from formats.blockreader import BlockCache, BlockReader, Extent
 from formats.container import Disk, Partition, Point
+from formats.errors import FormatError
 from imagefs.errors import UsageError
+from imagefs.parallel import keep_memory
 from imagefs.readahead import ReadAheadHandle
 from imagefs.serving.overlay import Overlay
 from imagefs.serving.overlay_layout import Owner
@@ -19,31 +24,72 @@ from imagefs.tree import unreadable_reason
 from mounters.export import Export, Handle, Run
 
 _MIB = 1 << 20
-_DIRECT = 256  # requests for which a client that had several in flight is taken for one that has
+_SEVERAL = 256  # requests for which a client that had several in flight is taken for one that has
+_WINDOW = 2 * _MIB  # bytes that are decoded together for such a client
+_WINDOWS = 32 * _MIB  # bytes of windows that are kept for all clients of an export
+_NEAR = 32 * _MIB  # how far from each other the requests may be that go on in sequence
+_LOOKED_UP = 16 * _MIB  # bytes whose extents are looked up together
+_START = _MIB  # bytes read in sequence before whole windows are decoded
+
+
+class Windows:
+    """Parts of a reader that several requests, of one client or of many, are cut from. Safe from threads."""
+
+    def __init__(self, reader: BlockReader) -> None:
+        self._reader = reader
+        keep_memory()
+        self._cache = BlockCache(_WINDOWS)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes; what they lie in is decoded once, whoever asks meanwhile."""
+        pieces = []
+        while length:
+            number, start = divmod(offset, _WINDOW)
+            step = min(length, _WINDOW - start)
+            window = self._cache.get_or_decode(number, partial(self._decode, number))
+            pieces.append(window[start : start + step])
+            offset, length = offset + step, length - step
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _decode(self, number: int) -> bytes:
+        offset = number * _WINDOW
+        return self._reader.read_at(offset, min(_WINDOW, self._reader.size - offset))
 
 
 class _Reading:
     """How one client reads: with decoding ahead of it where it waits for each answer before it asks again.
 
-    A client with several requests in flight has its data decoded on all cores by these alone; what is decoded
-    ahead would be handed from thread to thread, and, where it has several connections, decoded for each.
+    A client with several requests in flight, which goes on in sequence, has whole windows decoded: many
+    blocks at once cost less than one after the other. What it wants next it asks for already.
     """
 
-    def __init__(self, reader: BlockReader) -> None:
+    def __init__(self, reader: BlockReader, windows: Windows) -> None:
         self._reader = reader
+        self._windows = windows
         self._ahead = ReadAheadHandle(reader)
         self._lock = threading.Lock()
         self._in_flight = 0
-        self._direct = 0  # requests still to be read without
+        self._several = 0  # requests for which it counts as having several in flight
+        self._place = 0
+        self._run = 0  # bytes read near each other
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes; raises FormatError when they can't be had."""
         with self._lock:
-            self._direct = _DIRECT if self._in_flight else max(0, self._direct - 1)
+            self._several = _SEVERAL if self._in_flight else max(0, self._several - 1)
             self._in_flight += 1
-            ahead = not self._direct
+            self._run = self._run + length if abs(offset - self._place) <= _NEAR else 0
+            self._place = offset
+            several, in_sequence = self._several, self._run >= _START
         try:
-            return self._ahead.read(offset, length) if ahead else self._reader.read_at(offset, length)
+            if not several:
+                return self._ahead.read(offset, length)
+            if in_sequence and length < _WINDOW:
+                try:
+                    return self._windows.read(offset, length)
+                except FormatError:
+                    pass  # what is damaged may lie beside what was asked for
+            return self._reader.read_at(offset, length)
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -56,9 +102,10 @@ class _Reading:
 class ReaderHandle(Handle):
     """One client's view of a reader."""
 
-    def __init__(self, reader: BlockReader) -> None:
+    def __init__(self, reader: BlockReader, windows: Windows) -> None:
         self._reader = reader
-        self._reading = _Reading(reader)
+        self._reading = _Reading(reader, windows)
+        self._known: tuple[int, int, list[Extent]] = (0, 0, [])  # the extents between two offsets
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes; raises FormatError when they can't be had."""
@@ -66,7 +113,20 @@ class ReaderHandle(Handle):
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """Yield the data and holes of a range."""
-        return (Run(extent.length, extent.is_data) for extent in self._reader.extents(offset, length))
+        end = offset + length
+        if length >= _LOOKED_UP:
+            yield from (Run(extent.length, extent.is_data) for extent in self._reader.extents(offset, length))
+            return
+        start, stop, extents = self._known
+        if offset < start or end > stop:
+            start, stop = offset, min(self._reader.size, offset + _LOOKED_UP)
+            extents = list(self._reader.extents(start, stop - start))
+            self._known = start, stop, extents
+        at = bisect_right(extents, offset, key=attrgetter("offset")) - 1
+        while offset < end:
+            step = min(extents[at].end, end) - offset
+            yield Run(step, extents[at].is_data)
+            offset, at = offset + step, at + 1
 
     def close(self) -> None:
         """Give up what is still to be decoded."""
@@ -83,18 +143,24 @@ class ReaderExport(Export):
         self.description = description
         self.size = size
         self._open_reader = open_reader
+        self._lock = threading.Lock()
+        self._windows: Windows | None = None
 
     def open(self) -> Handle:
         """Return a view for one client."""
-        return ReaderHandle(self._open_reader())
+        reader = self._open_reader()
+        with self._lock:
+            if self._windows is None:
+                self._windows = Windows(reader)
+        return ReaderHandle(reader, self._windows)
 
 
 class OverlayHandle(Handle):
     """One client's view of a disk with an overlay, or of a part of it."""
 
-    def __init__(self, overlay: Overlay, base: BlockReader, offset: int) -> None:
+    def __init__(self, overlay: Overlay, base: BlockReader, windows: Windows, offset: int) -> None:
         self._overlay = overlay
-        self._reading = _Reading(base)
+        self._reading = _Reading(base, windows)
         self._offset = offset
 
     def read(self, offset: int, length: int) -> bytes:
@@ -135,11 +201,12 @@ class OverlayExport(Export):
         self.size = size
         self._overlay = overlay
         self._base = base
+        self._windows = Windows(base)
         self._offset = offset
 
     def open(self) -> Handle:
         """Return a view for one client."""
-        return OverlayHandle(self._overlay, self._base, self._offset)
+        return OverlayHandle(self._overlay, self._base, self._windows, self._offset)
 
 
 # --- Of a source ---
