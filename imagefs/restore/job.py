@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from formats.blockreader import FileReader
+from formats.blockreader import FileReader, SliceReader
 from formats.errors import FormatError
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_table
 from imagefs.errors import RefusedError, TargetWriteError, UsageError
@@ -40,6 +40,7 @@ from imagefs.restore.target import Target
 from imagefs.restore.volumes import Original, open_original
 from imagefs.restore.writing import Piece
 
+_LARGEST_GAP = 64 * MIB  # before the first partition of a disk that is cloned, up to which it is copied
 _END = MIB  # bytes at both ends of a disk where stale tables could be found; they are made zeros
 
 
@@ -247,16 +248,14 @@ class RestoreJob:
                 run.write_volumes()
                 if self.options.verify:
                     run.verify_volumes()
-                if not self._has_no_head:
-                    self._grow(growing, target, listener)
-                self.original.source.check()
-                run.write_records()
-                if self.options.verify:
-                    run.verify_records()
                     report.verified = not report.different
-                if self._has_no_head:  # a volume can't be grown before its first blocks are there
-                    self._grow(growing, target, listener)
-                target.complete()
+                if report.verified is not False:
+                    self._finish(run, growing, target, report, listener)
+                if report.verified is not False:
+                    target.complete()
+                else:
+                    where = target.left or self.target
+                    report.warnings.append(f"{where} is not complete: it reads back differently")
             if not target.read_table_anew():
                 report.warnings.append(
                     f"{self.target}: the kernel keeps its old partitions until it is plugged in anew"
@@ -264,6 +263,22 @@ class RestoreJob:
         report.references = self._references()
         report.seconds = time.monotonic() - began
         return report
+
+    def _finish(
+        self, run: Run, growing: Sequence[Placed], target: Target, report: RestoreReport, listener: Listener
+    ) -> None:
+        """Grow what grows and write what makes the target whole; not where verifying found differences."""
+        if not self._has_no_head:
+            self._grow(growing, target, listener)
+        self.original.source.check()
+        run.write_records()
+        if self.options.verify:
+            run.verify_records()
+            report.verified = not report.different
+        if (
+            self._has_no_head and not report.different
+        ):  # a volume can't be grown before its first blocks are there
+            self._grow(growing, target, listener)
 
     def _grow(self, growing: Sequence[Placed], target: Target, listener: Listener) -> None:
         for item in growing:
@@ -334,9 +349,11 @@ class RestoreJob:
             head = (piece.offset, first)
             pieces = [piece] if piece.skip else []
         records, gaps = list(self._records.others), []
+        pieces = [*pieces, *self._before_volumes()]
         taken = [(0, self.start), *((item.offset, item.end) for item in self.placed)]
         taken += [(offset, offset + len(data)) for offset, data in [head, *records]]
         taken += [(entry.offset, entry.end) for entry in self._left_out()]
+        taken += [(piece.offset, piece.offset + piece.reader.size) for piece in pieces]
         for start, end in gaps_between(taken, self.start + self.size):
             ends, middle = _split_ends(start, end, self.start + self.size)
             records += [(at, bytes(stop - at)) for at, stop in ends]
@@ -345,6 +362,16 @@ class RestoreJob:
         return Run(
             target, pieces, head, records, gaps, report, listener, keep_holes=self.options.keep_holes
         )  # fmt: skip
+
+    def _before_volumes(self) -> Iterator[Piece]:
+        """Yield what a disk that is cloned has behind its head: boot loaders of some boards lie there."""
+        disk, start = self.original.disk, len(self._records.head)
+        if self.original.source.kind == "image" or start < MIB or disk.table is None:
+            return
+        end = min(entry.offset for entry in disk.table.partitions)
+        if start < end <= _LARGEST_GAP and all(item.offset >= end for item in self.placed):
+            reader = SliceReader(disk.reader, start, end - start)
+            yield Piece(f"disk{disk.number} before its partitions", reader, start)
 
     def _references(self) -> list[str]:
         if not self.new_ids:

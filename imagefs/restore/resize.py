@@ -21,6 +21,7 @@ from imagefs.restore.used import SolidReader, UsedReader
 
 _GROWTH = 50  # the part of new space that a file system takes for its own structures, at most
 _MARGIN = 16 << 20  # bytes
+_LARGEST_SECTOR = 4096  # bytes; what is written of a resized volume are whole sectors of any target
 _UNIT = 512  # bytes: what a loop device's offset and size are multiples of
 
 
@@ -65,7 +66,8 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
             os.truncate(path, new_size)
         resizer.check(path)
         with RawReader(os.open(path, os.O_RDONLY), path) as reader:
-            yield replace(volume, size=new_size, reader=UsedReader(SolidReader(reader), used_space(reader)))
+            used = UsedReader(SolidReader(reader), used_space(reader), _LARGEST_SECTOR)
+            yield replace(volume, size=new_size, reader=used)
 
 
 def can_grow_in_place(file_system: str) -> bool:

@@ -283,3 +283,15 @@ def test_a_volume_without_a_table(tmp_path: Path) -> None:
     check_sound(target, "ext4")
     said = run("dumpe2fs", "-h", target).decode()
     assert f"Block count:              {32 * MIB // 4096}" in said
+
+
+def test_loaders_before_the_first_partition_are_kept(tmp_path: Path) -> None:
+    """Boards keep theirs at 8 KiB, 32 KiB, 8 MiB: in front of a first partition that starts behind them."""
+    source = create_file(tmp_path / "board.raw", 64 * MIB)
+    run("sgdisk", "--clear", "--new", "1:32768:65535", source)
+    with source.open("r+b") as stream:
+        for offset in (32768, 8 * MIB, 15 * MIB + 4096):
+            stream.seek(offset)
+            stream.write(noise(5, offset, 100_000))
+    cloned(source, tmp_path / "copy.raw", "--keep-id", "--verify")
+    run("cmp", source, tmp_path / "copy.raw")
