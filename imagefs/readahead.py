@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import cache
 
 from formats.blockreader import BlockReader
-from formats.errors import FormatError
+from formats.errors import ReportedError
 from mounters.tree import Handle
 
 _CHUNK = 1 << 20  # bytes that one worker decodes at a time: the kernel's largest request
@@ -46,7 +46,7 @@ class ReadAheadHandle(Handle):
             return self._reader.read_at(offset, length)
         try:
             return _cut([chunk.result() for chunk in chunks], offset, length)
-        except (FormatError, CancelledError):
+        except (ReportedError, CancelledError):
             # What is damaged may lie beside what was asked for.
             return self._reader.read_at(offset, length)
 

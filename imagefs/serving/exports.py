@@ -13,7 +13,7 @@ from pathlib import Path
 
 from formats.blockreader import BlockCache, BlockReader, Extent
 from formats.container import Disk, Partition, Point
-from formats.errors import FormatError
+from formats.errors import ReportedError
 from imagefs.errors import UsageError
 from imagefs.parallel import keep_memory
 from imagefs.readahead import ReadAheadHandle
@@ -87,7 +87,7 @@ class _Reading:
             if in_sequence and length < _WINDOW:
                 try:
                     return self._windows.read(offset, length)
-                except FormatError:
+                except ReportedError:
                     pass  # what is damaged may lie beside what was asked for
             return self._reader.read_at(offset, length)
         finally:
