@@ -356,7 +356,7 @@ def test_mounted_in_another_namespace(tmp_path: Path) -> None:
     with two_partitions(tmp_path / "disk") as node:
         first = partition_node(node, 1)
         with subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", 'mount "$0" "$1" && echo done && read line', first,
+            ["unshare", "--mount", "sh", "-c", 'mount -o ro "$0" "$1" && echo done && read line', first,
              tmp_path / "mnt"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         ) as process:  # fmt: skip
