@@ -1,7 +1,6 @@
 """What restore and clone share: what will be overwritten is shown and asked, progress, the report."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -133,8 +132,7 @@ def _print(report: RestoreReport) -> None:
 
 
 def _print_ids(report: RestoreReport) -> None:
-    rows: Sequence[tuple[str, str]] = list(report.new_ids.items())
-    for old, new in rows:
+    for old, new in report.new_ids.items():
         output.print(f"new id {escape(new)} (was {escape(old)})")
     for line in report.references:
         output.print(f"[yellow]refers to an old id[/yellow]: {escape(name_text(line))}")

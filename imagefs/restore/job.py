@@ -275,9 +275,7 @@ class RestoreJob:
         if self.options.verify:
             run.verify_records()
             report.verified = not report.different
-        if (
-            self._has_no_head and not report.different
-        ):  # a volume can't be grown before its first blocks are there
+        if self._has_no_head and not report.different:  # not before a volume's first blocks are there
             self._grow(growing, target, listener)
 
     def _grow(self, growing: Sequence[Placed], target: Target, listener: Listener) -> None:
@@ -305,9 +303,8 @@ class RestoreJob:
                 opened.close()
                 raise RefusedError("is no more the device that was looked at", path=self.target)
             return opened
-        if self.options.to_partition is not None:
-            return Target.open_file(self.target, self.target_size, delta=True)
-        return Target.open_file(self.target, self.target_size, delta=self.options.delta)
+        in_place = self.options.delta or self.options.to_partition is not None
+        return Target.open_file(self.target, self.target_size, delta=in_place)
 
     def _grows_in_place(self, item: Placed) -> bool:
         return item.size > item.volume.size and can_grow_in_place(item.volume.file_system)
