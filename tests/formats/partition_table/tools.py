@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fixtures.volumes import detach
 from formats.blockreader import FileReader
 from formats.partition_table import Kind, PartitionTable, Piece, read_table
 
@@ -55,7 +56,7 @@ def device(path: Path, sector_size: int) -> Iterator[Path]:
     try:
         yield Path(loop)
     finally:
-        run("losetup", "-d", loop)
+        detach(Path(loop))
 
 
 def sparse(path: Path, size: int) -> Path:

@@ -19,7 +19,7 @@ import pytest
 from fixtures.content import noise
 from fixtures.partition_tables import MIB, create_file
 from fixtures.tools import MissingToolError, find_tool, run
-from fixtures.volumes import make_ntfs, mounted_ntfs
+from fixtures.volumes import detach, make_ntfs, mounted_ntfs
 from imagefs.errors import RefusedError
 from imagefs.machine import devices
 from imagefs.machine.mounts import Uses
@@ -285,7 +285,7 @@ def test_a_loop_device_elsewhere_on_a_disk(tmp_path: Path) -> None:
             assert "is made of it" in refused(node, span=SECOND)
             allowed(node, span=FIRST)
         finally:
-            run("losetup", "--detach", above)
+            detach(Path(above))
 
 
 def test_held_by_something_unseen(tmp_path: Path) -> None:

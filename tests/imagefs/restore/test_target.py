@@ -14,6 +14,7 @@ import pytest
 from fixtures.content import noise
 from fixtures.partition_tables import MIB, create_file
 from fixtures.tools import run
+from fixtures.volumes import detach
 from imagefs.errors import RefusedError, SourceReadError, TargetWriteError
 from imagefs.restore.target import UNFINISHED, Target, aligned
 from tests.imagefs.imaging.attached import attached, need_root, partition_node
@@ -189,7 +190,7 @@ def scanned(disk: Path) -> Iterator[Path]:
     try:
         yield node
     finally:
-        run("losetup", "--detach", node)
+        detach(node)
 
 
 def kernel_has_partition(node: Path) -> bool:
