@@ -8,9 +8,11 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
 	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs btrfs-progs sleuthkit genisoimage parted attr \
-	qemu-utils qemu-system-x86 ovmf libnbd-bin nbd-client gnutls-bin
+	qemu-utils qemu-system-x86 ovmf libnbd-bin nbd-client gnutls-bin wimtools dislocker cryptsetup-bin lvm2 \
+	hashdeep rsync
 PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
-	mke2fs mkfs.btrfs fls genisoimage parted setfattr qemu-img qemu-system-x86_64 nbdinfo nbd-client psktool
+	mke2fs mkfs.btrfs fls genisoimage parted setfattr qemu-img qemu-system-x86_64 nbdinfo nbd-client psktool wimlib-imagex \
+	dislocker-metadata cryptsetup lvm hashdeep rsync
 
 # What `make test-vm` needs beyond that.
 VM_PACKAGES := qemu-system-x86 debootstrap mmdebstrap ovmf cpio dpkg

@@ -64,6 +64,21 @@ class ReadAheadHandle(Handle):
             return None
         return self._reader.read_cached(offset, length)
 
+    def next_data(self, offset: int) -> int | None:
+        """Return where the first data at or behind ``offset`` starts; None: only holes follow."""
+        return self._first(offset, is_data=True)
+
+    def next_hole(self, offset: int) -> int:
+        """Return where the first hole at or behind ``offset`` starts; the end counts as one."""
+        found = self._first(offset, is_data=False)
+        return self.size if found is None else found
+
+    def _first(self, offset: int, *, is_data: bool) -> int | None:
+        if offset >= self.size:
+            return None
+        extents = self._reader.extents(offset, self.size - offset)
+        return next((extent.offset for extent in extents if extent.is_data is is_data), None)
+
     def close(self) -> None:
         """Give up what is still to be decoded."""
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Self
 import formats
 from formats.container import Container, Point
 from formats.errors import FormatError, NotAnImageError, PasswordError
+from imagefs.filesystems import VolumeOptions
 from imagefs.tree import ImageTree, unreadable_reason
 
 
@@ -54,20 +55,22 @@ class Source:
         if encrypted and len(errors) == len(encrypted):
             raise errors[0]
 
-    def tree(self, volume: str = "") -> ImageTree:
+    def tree(self, volume: str = "", options: VolumeOptions | None = None) -> ImageTree:
         """Return the tree of the point, or of the folder; ``volume`` ("disk4/p1") roots it there.
+
+        ``options`` say how volumes are read.
 
         Raises FormatError when the point, or no point of the folder, can be read, OSError when there is
         no such volume.
         """
         if self.point is not None:
-            tree = ImageTree.of_point(self.point)
+            tree = ImageTree.of_point(self.point, options)
         else:
             left_out = self.left_out
             if len(left_out) == sum(len(container.points) for container in self.sets):
                 nothing = NotAnImageError("no backup point, only parts of sets", path=self.path)
                 raise next(iter([*left_out.values(), *self.unreadable.values(), nothing]))
-            tree = ImageTree.of_sets(self.sets)
+            tree = ImageTree.of_sets(self.sets, options)
         if volume:
             tree.set_root(volume)
         return tree

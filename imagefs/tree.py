@@ -17,7 +17,7 @@ from functools import partial
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
 from formats.errors import FormatError, UnsupportedError
-from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.filesystems import FileSystem, Stream, VolumeOptions, open_file_system
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
     Attributes,
@@ -26,6 +26,7 @@ from mounters.tree import (
     NodeType,
     Tree,
     is_a_directory,
+    no_such_attribute,
     not_a_directory,
     not_found,
 )
@@ -76,30 +77,31 @@ _Node = _Directory | _Raw | _Volume
 class ImageTree(Tree):
     """A tree of disks, partitions and files. Safe from several threads."""
 
+    options: VolumeOptions = field(default_factory=VolumeOptions)
     _nodes: dict[int, _Node] = field(default_factory=dict)  # volume 0, by own number
     _volumes: dict[int, FileSystem] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _total: int = 0
 
     @classmethod
-    def of_point(cls, point: Point) -> "ImageTree":
+    def of_point(cls, point: Point, options: VolumeOptions | None = None) -> "ImageTree":
         """Return the tree of one backup point; raises FormatError when it can't be read."""
         if point.problem is not None:
             raise point.problem
         point.require_key()
-        tree = cls()
+        tree = cls(options or VolumeOptions())
         tree._total = sum(disk.size for disk in point.disks)
         tree.root = tree._add_directory(point, partial(tree._load_point, point)).inode
         return tree
 
     @classmethod
-    def of_sets(cls, sets: Sequence[Container]) -> "ImageTree":
+    def of_sets(cls, sets: Sequence[Container], options: VolumeOptions | None = None) -> "ImageTree":
         """Return the tree of a folder's sets.
 
         Points that can't be read, and sets without any other, are not listed; who asks for them by name
         is told why.
         """
-        tree = cls()
+        tree = cls(options or VolumeOptions())
         shown: dict[str, _Node] = {}
         left_out: dict[str, FormatError] = {}
         for container in sets:
@@ -169,7 +171,7 @@ class ImageTree(Tree):
     def _load_volume(self, point: Point, disk: Disk, partition: Partition) -> _Volume | None:
         """Return a partition's file system. Damage under it shows as a directory that says so."""
         try:
-            file_system = open_file_system(partition.reader(), disk.sector_size)
+            file_system = open_file_system(partition.reader(), disk.sector_size, self.options)
         except UnsupportedError as error:
             log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
             return None
@@ -279,6 +281,30 @@ class ImageTree(Tree):
         if isinstance(node, _Raw):
             return node.open()
         raise is_a_directory("")
+
+    def streams(self, inode: int) -> Sequence[Stream]:
+        """Return the named streams of a node."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        return self._volume(volume).streams(own) if volume else ()
+
+    def open_stream(self, inode: int, name: str) -> BlockReader:
+        """Return the data of a node's named stream; ENOENT when it has none of this name."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if not volume:
+            raise not_found(name)
+        return self._volume(volume).open_stream(own, name)
+
+    def extended_attributes(self, inode: int) -> Sequence[str]:
+        """Return the names of a node's extended attributes that are listed."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        return self._volume(volume).extended_attributes(own) if volume else ()
+
+    def extended_attribute(self, inode: int, name: str) -> bytes:
+        """Return the value of an extended attribute; ENODATA when there is none."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        if not volume:
+            raise no_such_attribute(name)
+        return self._volume(volume).extended_attribute(own, name)
 
     def resolve(self, path: str) -> int:
         """Return the inode number of a path; an OSError names all of it."""

@@ -72,6 +72,14 @@ class Handle(ABC):
         """
         return None
 
+    def next_data(self, offset: int) -> int | None:
+        """Return where the first data at or behind ``offset`` starts (SEEK_DATA); None: no more of it."""
+        return offset if offset < self.size else None
+
+    def next_hole(self, offset: int) -> int:
+        """Return where the first hole at or behind ``offset`` starts (SEEK_HOLE); the end counts as one."""
+        return self.size
+
     def close(self) -> None:  # noqa: B027  (most handles own nothing)
         """Release the handle."""
 
@@ -107,6 +115,14 @@ class Tree(ABC):
     def open(self, inode: int) -> Handle:
         """Open a file for reading."""
 
+    def extended_attributes(self, inode: int) -> Sequence[str]:
+        """Return the names of a node's extended attributes that are listed."""
+        return ()
+
+    def extended_attribute(self, inode: int, name: str) -> bytes:
+        """Return the value of an extended attribute, listed or not; ENODATA when there is none."""
+        raise no_such_attribute(name)
+
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
         """Return a directory's entries, each with its attributes; a tree may know a faster way.
 
@@ -137,6 +153,11 @@ class Tree(ABC):
 def not_found(name: str) -> OSError:
     """Return the error for a name that is not there."""
     return OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def no_such_attribute(name: str) -> OSError:
+    """Return the error for an extended attribute that is not there."""
+    return OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
 
 
 def not_a_directory(name: str) -> OSError:

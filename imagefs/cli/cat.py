@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from imagefs.cli.common import PasswordFile, SourceArgument, about, opened, write_output
+from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from mounters.tree import NodeType, is_a_directory
 
 _STEP = 1 << 20
@@ -14,6 +15,9 @@ _STEP = 1 << 20
 def cat(
     source: SourceArgument,
     paths: Annotated[list[str], typer.Argument(metavar="PATH …", help="Paths in the tree.")],
+    deleted: Deleted = False,
+    raw_efs: RawEfs = False,
+    volume_keys: VolumeKeys = None,
     password_file: PasswordFile = None,
 ) -> None:
     """Write files to standard output, one behind the other; disks and partitions end in .raw.
@@ -24,8 +28,9 @@ def cat(
 
     Exit codes: 0 · 2 when there is no such path · 3 · 4 · 5 · 7.
     """
+    options = volume_options(deleted=deleted, raw_efs=raw_efs, keys=volume_keys)
     with opened(source, password_file) as opened_source, ExitStack() as stack:
-        tree = opened_source.tree()
+        tree = opened_source.tree(options=options)
         files = []
         for path in paths:
             inode = tree.resolve(path)

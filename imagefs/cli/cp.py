@@ -12,6 +12,7 @@ from imagefs.cli.common import (
     progress_bar,
     say,
 )
+from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from imagefs.copying import copy_out
 
 
@@ -22,6 +23,9 @@ def cp(
         typer.Argument(metavar="PATH … TARGET", help="Paths in the tree, then a folder or file to copy to."),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    deleted: Deleted = False,
+    raw_efs: RawEfs = False,
+    volume_keys: VolumeKeys = None,
     password_file: PasswordFile = None,
 ) -> None:
     """Copy files and directories, with all that is in them, out of an image.
@@ -37,9 +41,10 @@ def cp(
     if len(paths) < 2:
         raise typer.BadParameter("give at least one path in the image, and the target")
     *wanted, target = paths
+    options = volume_options(deleted=deleted, raw_efs=raw_efs, keys=volume_keys)
     with opened(source, password_file) as opened_source, progress_bar("copying") as bar:
         result = copy_out(
-            opened_source.tree(),
+            opened_source.tree(options=options),
             wanted,
             target,
             overwrite=overwrite,

@@ -20,6 +20,7 @@ from imagefs.cli.common import (
     say,
     tell_left_out,
 )
+from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from imagefs.report import entry_document, time_text
 from mounters.tree import Attributes, NodeType
 
@@ -29,6 +30,9 @@ _MARKS = {NodeType.DIRECTORY: "d", NodeType.LINK: "l", NodeType.OTHER: "o", Node
 def ls(
     source: SourceArgument,
     path: Annotated[str, typer.Argument(help="A path in the tree, such as disk4/p1.")] = "",
+    deleted: Deleted = False,
+    raw_efs: RawEfs = False,
+    volume_keys: VolumeKeys = None,
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
@@ -38,8 +42,9 @@ def ls(
 
     Exit codes: 0 · 2 when there is no such path · 3 · 4 · 5 · 7 when an entry can't be read.
     """
+    options = volume_options(deleted=deleted, raw_efs=raw_efs, keys=volume_keys)
     with opened(source, password_file) as opened_source:
-        tree = opened_source.tree()
+        tree = opened_source.tree(options=options)
         inode = tree.resolve(path)
         if inode == tree.root:
             tell_left_out(opened_source)

@@ -15,6 +15,8 @@ from imagefs.cli.common import (
     opened,
     output,
 )
+from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
+from imagefs.filesystems import VolumeOptions
 from mounters.controller import MECHANISMS, MountOptions, report_ready, serve, start_in_background
 
 # The pipe to report through, when this is the serving process that another imagefs waits for.
@@ -32,6 +34,9 @@ def mount(
     ] = "auto",
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in too.")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted.")] = False,
+    deleted: Deleted = False,
+    raw_efs: RawEfs = False,
+    volume_keys: VolumeKeys = None,
     password_file: PasswordFile = None,
 ) -> None:
     """Mount an image or a folder of sets, read-only, and return once the mount answers.
@@ -41,12 +46,17 @@ def mount(
     Exit codes: 0 · 2 · 3 · 4 · 5 · 6 the directory can't be mounted on · 7 FUSE is missing or failed.
     """
     options = MountOptions(mechanism=mechanism, allow_other=allow_other, source=f"imagefs:{source.name}")
+    volumes = volume_options(deleted=deleted, raw_efs=raw_efs, keys=volume_keys)
     if foreground:
-        _serve(source, mountpoint, volume, options, password_file)
+        _serve(source, mountpoint, volume, volumes, options, password_file)
         return
     arguments = [sys.executable, "-m", "imagefs", "mount", "--foreground", "--mechanism", mechanism]
     arguments += ["--allow-other"] if allow_other else []
     arguments += ["--volume", volume] if volume else []
+    arguments += ["--deleted"] if deleted else []
+    arguments += ["--raw-efs"] if raw_efs else []
+    for path in volume_keys or ():
+        arguments += ["--volume-key", str(path)]
     password = _password(source, password_file)
     arguments += ["--password-file", "-"] if password is not None else []
     # The password goes through a pipe: an environment can be read while the process lives.
@@ -60,11 +70,16 @@ def mount(
 
 
 def _serve(
-    source: Path, mountpoint: Path, volume: str, options: MountOptions, password_file: Path | None
+    source: Path,
+    mountpoint: Path,
+    volume: str,
+    volumes: VolumeOptions,
+    options: MountOptions,
+    password_file: Path | None,
 ) -> None:
     """Mount in this process, and stay until the mount ends."""
     with opened(source, password_file) as opened_source:
-        tree = opened_source.tree(volume)
+        tree = opened_source.tree(volume, volumes)
 
         def ready() -> None:
             global starter  # noqa: PLW0603  (said once for the process)

@@ -1,20 +1,48 @@
 """The FileSystem contract: what the tree asks of a file system inside a volume."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Generic, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
-from mounters.tree import Attributes, Entry, NodeType, not_a_directory, not_found
+from mounters.tree import Attributes, Entry, NodeType, no_such_attribute, not_a_directory, not_found
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 ENTRIES_KEPT = 200_000  # names in cached listings
 NODES_KEPT = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeKey:
+    """A secret that may open an encrypted volume; it is tried on each that is met."""
+
+    value: bytes = field(repr=False)  # a password or recovery key as UTF-8 text, or a key file's bytes
+    origin: str = ""  # where it came from, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """How the volumes of a tree are read."""
+
+    deleted: bool = False  # show what was deleted, in $Deleted
+    raw_efs: bool = False  # give the stored bytes of files that EFS encrypted
+    ignore_case: bool = sys.platform in ("win32", "darwin")  # else names are exact, with a fallback
+    keys: tuple[VolumeKey, ...] = ()
+
+
+class Stream(NamedTuple):
+    """A named stream of a file or directory: data beside its own."""
+
+    name: str  # without the colon
+    size: int  # bytes
+    allocated: int  # bytes that are stored
 
 
 class FileSystem(ABC):
@@ -59,6 +87,25 @@ class FileSystem(ABC):
 
         Raises UnsupportedError where the stored bytes are not the file's (encrypted, kept elsewhere).
         """
+
+    def streams(self, inode: int) -> Sequence[Stream]:
+        """Return the named streams of a node, in one fixed order.
+
+        ``lookup`` finds ``name:stream`` as a node of its own, in a file system that has streams.
+        """
+        return ()
+
+    def open_stream(self, inode: int, name: str) -> BlockReader:
+        """Return the data of a node's named stream; ENOENT when it has none of this name."""
+        raise not_found(name)
+
+    def extended_attributes(self, inode: int) -> Sequence[str]:
+        """Return the names of a node's extended attributes, as ``getfattr`` lists them."""
+        return ()
+
+    def extended_attribute(self, inode: int, name: str) -> bytes:
+        """Return the value of an extended attribute, listed or not; ENODATA when there is none."""
+        raise no_such_attribute(name)
 
     def close(self) -> None:  # noqa: B027  (most file systems own nothing)
         """Release what the file system holds; the reader below stays open."""

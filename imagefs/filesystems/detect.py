@@ -7,7 +7,7 @@ import pytsk3
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, UnsupportedError
-from imagefs.filesystems.base import FileSystem
+from imagefs.filesystems.base import FileSystem, VolumeOptions
 from imagefs.filesystems.ext import ExtFileSystem
 from imagefs.filesystems.fat import FatFileSystem
 from imagefs.filesystems.ntfs import NtfsFileSystem
@@ -48,7 +48,9 @@ _TSK_TYPES = {
 }
 
 
-def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem | None:
+def open_file_system(
+    reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None
+) -> FileSystem | None:
     """Return the file system of a volume, None when none is recognised.
 
     Raises UnsupportedError for one that is recognised but can't be read, DamagedError when its own
@@ -57,15 +59,15 @@ def open_file_system(reader: BlockReader, sector_size: int = 512) -> FileSystem 
     family = recognise(reader)
     if family is None:
         return None
-    opened = _open(family, reader, sector_size)
+    opened = _open(family, reader, sector_size, options or VolumeOptions())
     if opened.attributes(opened.root).type is not NodeType.DIRECTORY:
         raise DamagedError(f"{opened.kind}: the root directory is none")
     return opened
 
 
-def _open(family: str, reader: BlockReader, sector_size: int) -> FileSystem:
+def _open(family: str, reader: BlockReader, sector_size: int, options: VolumeOptions) -> FileSystem:
     if family == "NTFS":
-        return NtfsFileSystem(reader, sector_size)
+        return NtfsFileSystem(reader, sector_size, options)
     if family == "ext":
         return ExtFileSystem(reader)
     if family in ("FAT", "exFAT"):

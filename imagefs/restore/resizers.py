@@ -20,8 +20,8 @@ from formats.errors import DamagedError, FormatError
 from imagefs.errors import RefusedError
 from imagefs.filesystems.detect import recognise, signatures
 from imagefs.filesystems.ntfs import NtfsFileSystem
-from imagefs.filesystems.ntfs_layout import VOLUME, AttributeType, parse_boot
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.layout import VOLUME, AttributeType, parse_boot
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 from mounters.tree import NodeType
 
 _NTFS_LOG = 2  # file record of $LogFile

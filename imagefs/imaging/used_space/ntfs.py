@@ -8,7 +8,7 @@ import numpy as np
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     ENCRYPTED,
     IN_USE,
@@ -18,7 +18,7 @@ from imagefs.filesystems.ntfs_layout import (
     Boot,
     parse_boot,
 )
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 from imagefs.imaging.used_space.base import (
     Bits,
     ClusterMap,

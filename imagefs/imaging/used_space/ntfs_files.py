@@ -8,8 +8,8 @@ import numpy as np
 
 from formats.errors import DamagedError
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs_index import read_index
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.index import read_index
+from imagefs.filesystems.ntfs.layout import (
     DIRECTORY,
     DOS_NAME,
     IN_USE,
@@ -20,7 +20,7 @@ from imagefs.filesystems.ntfs_layout import (
     Boot,
     parse_record,
 )
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 from imagefs.imaging.used_space.base import Runs
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, subtract, union
 from imagefs.imaging.used_space.left_out import LeftOut

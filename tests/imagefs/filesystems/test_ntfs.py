@@ -18,8 +18,8 @@ from formats.errors import DamagedBlockError, DamagedError, FormatError, Unsuppo
 from imagefs.filesystems import FileSystem, open_file_system
 from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs import NtfsFileSystem
-from imagefs.filesystems.ntfs_layout import IN_USE, parse_record
-from imagefs.filesystems.ntfs_quick import quick_node
+from imagefs.filesystems.ntfs.layout import IN_USE, parse_record
+from imagefs.filesystems.ntfs.quick import quick_node
 from imagefs.filesystems.runs import Run, RunsReader
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import NodeType

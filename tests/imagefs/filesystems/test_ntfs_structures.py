@@ -11,7 +11,7 @@ from fixtures.tools import MissingToolError, fuse_mount, run
 from formats.blockreader import BytesReader
 from formats.errors import DamagedError
 from imagefs.filesystems import FileSystem, open_file_system
-from imagefs.filesystems.ntfs_layout import parse_children
+from imagefs.filesystems.ntfs.layout import parse_children
 
 CLUSTER = 1024  # of the volumes built here, and the size of their records
 TIMES = struct.pack("<QQQQI", *[116_444_736_000_000_000 + 10_000_000 * n for n in range(4)], 0x20) + bytes(12)

@@ -13,8 +13,8 @@ from fixtures.tools import run
 from fixtures.volumes import make_ntfs, mounted_ntfs, ntfs_volume, set_xattr
 from formats.blockreader import BlockReader, FileReader, SliceReader
 from formats.errors import ReadError
-from imagefs.filesystems.ntfs_layout import AttributeType, parse_boot
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.layout import AttributeType, parse_boot
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 from imagefs.imaging.used_space import UsedSpace, used_space
 from tests.imagefs.imaging.used_space.checking import (
     UNIT,

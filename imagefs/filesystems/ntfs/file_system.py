@@ -14,10 +14,10 @@ import pytsk3
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
-from imagefs.filesystems.base import ENTRIES_KEPT, NODES_KEPT, FileSystem, LeastRecentlyUsed
+from imagefs.filesystems.base import ENTRIES_KEPT, NODES_KEPT, FileSystem, LeastRecentlyUsed, VolumeOptions
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs_index import read_index
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.index import read_index
+from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     DIRECTORY,
     ENCRYPTED,
@@ -37,9 +37,9 @@ from imagefs.filesystems.ntfs_layout import (
     parse_record,
     unix_nanoseconds,
 )
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find, standard_information
-from imagefs.filesystems.ntfs_quick import quick_node
-from imagefs.filesystems.ntfs_reparse import (
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_information
+from imagefs.filesystems.ntfs.quick import quick_node
+from imagefs.filesystems.ntfs.reparse import (
     INTX_LIMIT,
     intx_target,
     intx_type,
@@ -82,7 +82,10 @@ class NtfsFileSystem(FileSystem):
     kind = "NTFS"
     root = ROOT
 
-    def __init__(self, reader: BlockReader, sector_size: int = 512) -> None:
+    def __init__(
+        self, reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None
+    ) -> None:
+        self._options = options or VolumeOptions()
         self._reader = reader
         self._sector_size = sector_size
         boot = parse_boot(reader.read_at(0, 512))

@@ -4,13 +4,13 @@ import struct
 from collections.abc import Iterator
 
 from formats.errors import DamagedError
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.layout import (
     AttributeType,
     apply_fixups,
     parse_children,
     parse_index_entries,
 )
-from imagefs.filesystems.ntfs_mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 
 _STEP = 1 << 20  # bytes of an index read at once
 _BITMAP_LIMIT = 1 << 24  # bytes

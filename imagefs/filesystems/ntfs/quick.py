@@ -6,7 +6,7 @@ time of parsing the record; it gives up on everything else, and a test compares 
 
 import struct
 
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     DIRECTORY,
     DOS_NAME,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError
-from imagefs.filesystems.ntfs_layout import (
+from imagefs.filesystems.ntfs.layout import (
     IN_USE,
     REFERENCE_MASK,
     Attribute,
