@@ -5,11 +5,13 @@ which a tree allows. Python makes a new thread state for every such call: thread
 does not survive from one to the next.
 """
 
+import ctypes
 import ctypes.util
 import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections import OrderedDict
@@ -122,6 +124,7 @@ class FusepySession(Session):
                 raise MountError(f"{self._mountpoint}: cannot mount: {reason}") from None
             log.debug("%s: libfuse ended with %s", self._mountpoint, error)  # as after a forced unmount
         finally:
+            _ignore_broken_pipes()
             capture.close()
             operations.close_all()
 
@@ -131,6 +134,17 @@ class FusepySession(Session):
             return  # it has been unmounted, and something else may be there
         with suppress(MountError):  # it has been unmounted meanwhile
             unmount(self._mountpoint, force=True)
+
+
+def _ignore_broken_pipes() -> None:
+    """Have SIGPIPE ignored again, as Python has it.
+
+    It was seen to have its default meaning when a mount in a process of several had ended: the next write
+    to a closed socket ends such a process without a word. Python's own call is for the main thread alone.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    library.signal(signal.SIGPIPE, signal.SIG_IGN.value)
 
 
 def _working_directory() -> Path | None:

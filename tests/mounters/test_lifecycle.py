@@ -179,6 +179,20 @@ def test_mounted_by_this_process(mechanism: str, tmp_path: Path) -> None:
     assert tree.opened == []
 
 
+def test_a_mount_leaves_the_signals_of_this_process_alone(mechanism: str, tmp_path: Path) -> None:
+    """A write to what nobody reads is an error, as ever, and not the end of the process."""
+    with mount(MemoryTree(), tmp_path, MountOptions(mechanism=mechanism)) as mounted:
+        pass
+    assert mounted.wait(5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        with pytest.raises(BrokenPipeError):
+            os.write(writing, b"x")
+    finally:
+        os.close(writing)
+
+
 def test_a_tree_without_a_readable_root_is_not_mounted(mechanism: str, tmp_path: Path) -> None:
     tree = MemoryTree()
     tree.nodes[tree.root].lost = True
