@@ -2,14 +2,16 @@
 
 A point shows ``disk4.raw``, ``disk4/p1.raw`` and, where a file system is recognised, ``disk4/p1/…``. A
 folder shows its sets, each with its readable points. Inode numbers are ``volume << 48 | own number``:
-volume 0 is what is made here, the others are file systems with their own inode numbers.
+volume 0 is what is made here, the others are file systems with their own inode numbers. The root of a
+volume may show more than its file system has: nodes that are added behind its entries, where none of
+these has their name.
 """
 
 import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -80,6 +82,8 @@ class ImageTree(Tree):
     options: VolumeOptions = field(default_factory=VolumeOptions)
     _nodes: dict[int, _Node] = field(default_factory=dict)  # volume 0, by own number
     _volumes: dict[int, FileSystem] = field(default_factory=dict)
+    _added: dict[int, dict[str, _Node]] = field(default_factory=dict)  # by inode number of a volume's root
+    _added_inodes: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _total: int = 0
 
@@ -179,10 +183,18 @@ class ImageTree(Tree):
             return _Volume(0, _nanoseconds(point), problem=error)
         if file_system is None:
             return None
+        return self._new_volume(_nanoseconds(point), file_system)
+
+    def _new_volume(self, created: int, file_system: FileSystem) -> _Volume:
         with self._lock:
             number = len(self._volumes) + 1
             self._volumes[number] = file_system
-        return _Volume(0, _nanoseconds(point), number, file_system)
+        return _Volume(0, created, number, file_system)
+
+    def _add_to_root(self, volume: _Volume, name: str, node: "_Node") -> None:
+        """Show a node in the root of a volume, before anyone has seen that."""
+        self._added.setdefault(self._inode_of(volume), {})[name] = self._add(node)
+        self._added_inodes.add(self._inode_of(node))
 
     def _children(self, directory: _Directory) -> "Mapping[str, _Node]":
         with directory.lock:
@@ -228,11 +240,25 @@ class ImageTree(Tree):
         volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
         if volume:
             found = self._volume(volume).entries(own)
-            return [Entry(name, volume << _VOLUME_SHIFT | at, kind) for name, at, kind in found]
-        return [
-            Entry(name, self._inode_of(node), NodeType.FILE if isinstance(node, _Raw) else NodeType.DIRECTORY)
-            for name, node in self._children(self._directory(own)).items()
-        ]
+            entries = [Entry(name, volume << _VOLUME_SHIFT | at, kind) for name, at, kind in found]
+            return entries + self._added_entries(inode, entries)
+        return [self._entry(name, node) for name, node in self._children(self._directory(own)).items()]
+
+    def _entry(self, name: str, node: "_Node") -> Entry:
+        kind = NodeType.FILE if isinstance(node, _Raw) else NodeType.DIRECTORY
+        return Entry(name, self._inode_of(node), kind)
+
+    def _added_entries(self, inode: int, others: Iterable[Entry]) -> list[Entry]:
+        """Return the entries that are added to others; a name that is there already is not added."""
+        added = self._added.get(inode)
+        if not added:
+            return []
+        taken = {entry.name for entry in others}
+        return [self._entry(name, node) for name, node in added.items() if name not in taken]
+
+    def is_added(self, inode: int) -> bool:
+        """Whether a node was added to a volume's root: it stands beside the volume's files."""
+        return inode in self._added_inodes
 
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
         """Return a directory's entries with their attributes; None where they can't be read."""
@@ -240,19 +266,27 @@ class ImageTree(Tree):
         if not volume:
             return super().entries_with_attributes(inode)
         high = volume << _VOLUME_SHIFT
-        return [
+        found = [
             (
                 entry._replace(inode=high | entry.inode),
                 replace(known, inode=high | known.inode) if known is not None else None,
             )
             for entry, known in self._volume(volume).entries_with_attributes(own)
         ]
+        added = self._added_entries(inode, (entry for entry, _ in found))
+        return found + [(entry, self._attributes_if_readable(entry.inode)) for entry in added]
 
     def lookup(self, inode: int, name: str) -> int:
         """Return the inode number of a name in a directory."""
         volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
         if volume:
-            return volume << _VOLUME_SHIFT | self._volume(volume).lookup(own, name)
+            try:
+                return volume << _VOLUME_SHIFT | self._volume(volume).lookup(own, name)
+            except (OSError, FormatError):  # what is added can be had where the root itself is damaged
+                added = self._added.get(inode, {}).get(name)
+                if added is None:
+                    raise
+                return self._inode_of(added)
         directory = self._directory(own)
         if name in directory.left_out:
             raise _again(directory.left_out[name])
