@@ -45,6 +45,22 @@ class Stream(NamedTuple):
     allocated: int  # bytes that are stored
 
 
+class RecordedTimes(NamedTuple):
+    """The times that one record of a node keeps, in nanoseconds since 1970; None: it keeps none.
+
+    A node of NTFS has a record of its own, and one with each of its names.
+    """
+
+    modified: int | None
+    accessed: int | None
+    changed: int | None  # of the metadata
+    created: int | None
+    source: str = ""  # "$STANDARD_INFORMATION", "$FILE_NAME"; "" where there is one record only
+    name: str = ""  # of a $FILE_NAME
+    parent: int = 0  # inode number of the directory that this name is in
+    alias: str = ""  # where the times are those of an 8.3 name beside ``name``: that one
+
+
 class FileSystem(ABC):
     """A volume's directories, files and links, read-only.
 
@@ -106,6 +122,16 @@ class FileSystem(ABC):
     def extended_attribute(self, inode: int, name: str) -> bytes:
         """Return the value of an extended attribute, listed or not; ENODATA when there is none."""
         raise no_such_attribute(name)
+
+    def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
+        """Return every record of a node's times, its own first."""
+        known = self.attributes(inode)
+        times = known.modified, known.accessed, known.changed, known.created
+        return [RecordedTimes(*(time or None for time in times))]
+
+    def system_entries(self) -> Sequence[Entry]:
+        """Return the file system's own files in the root directory, which are not listed there."""
+        return ()
 
     def close(self) -> None:  # noqa: B027  (most file systems own nothing)
         """Release what the file system holds; the reader below stays open."""

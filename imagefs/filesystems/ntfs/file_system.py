@@ -14,7 +14,14 @@ import pytsk3
 
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
-from imagefs.filesystems.base import ENTRIES_KEPT, NODES_KEPT, FileSystem, LeastRecentlyUsed, VolumeOptions
+from imagefs.filesystems.base import (
+    ENTRIES_KEPT,
+    NODES_KEPT,
+    FileSystem,
+    LeastRecentlyUsed,
+    RecordedTimes,
+    VolumeOptions,
+)
 from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs.index import read_index
 from imagefs.filesystems.ntfs.layout import (
@@ -48,6 +55,7 @@ from imagefs.filesystems.ntfs.reparse import (
     reparse_type,
     tag_name,
 )
+from imagefs.filesystems.ntfs.times import recorded_times, system_entries
 from imagefs.filesystems.tsk_image import TskFile, TskImage
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
 
@@ -165,6 +173,14 @@ class NtfsFileSystem(FileSystem):
         if data[0].flags & COMPRESSED and data[0].value is None:
             return self._open_compressed(inode, data[0], what)
         return self._mft.value(data, what)
+
+    def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
+        """Return the times of a node's $STANDARD_INFORMATION, then of every $FILE_NAME."""
+        return recorded_times(self._mft, inode)
+
+    def system_entries(self) -> Sequence[Entry]:
+        """Return $MFT and its like."""
+        return system_entries(self._mft)
 
     def close(self) -> None:
         """Forget the caches."""
