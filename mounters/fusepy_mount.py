@@ -30,15 +30,17 @@ from mounters.translation import (
     LONGEST_NAME,
     Handles,
     InodeNumbers,
+    attribute_names,
     checked,
     clipped,
+    is_systems_own,
     kernel_name,
     open_checked,
     stat_blocks,
     stat_mode,
     type_bits,
 )
-from mounters.tree import Entry, Handle, Tree
+from mounters.tree import Entry, Handle, Tree, no_such_attribute
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +141,8 @@ class FusepySession(Session):
 def _ignore_broken_pipes() -> None:
     """Have SIGPIPE ignored again, as Python has it.
 
-    It was seen to have its default meaning when a mount in a process of several had ended: the next write
-    to a closed socket ends such a process without a word. Python's own call is for the main thread alone.
+    libfuse 2 gives it its default meaning when it ends, though it was not its own to give: the next write
+    to a closed socket would end the process without a word. Python's own call is for the main thread alone.
     """
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
@@ -157,7 +159,7 @@ def _working_directory() -> Path | None:
 class Operations(mfusepy.Operations):  # type: ignore[misc,name-defined]
     """The kernel's requests by path in terms of a tree; several run at once.
 
-    What is not here, extended attributes and changes among it, libfuse answers with ENOSYS.
+    What is not here, changes and lseek among it, libfuse answers with ENOSYS.
     """
 
     use_ns = True
@@ -239,6 +241,18 @@ class Operations(mfusepy.Operations):  # type: ignore[misc,name-defined]
         """Return a symbolic link's target."""
         with _errors("readlink", path):
             return self._tree.read_link(self._resolve(path))
+
+    def listxattr(self, path: str) -> list[str]:
+        """Return the names of a node's extended attributes."""
+        with _errors("listxattr", path):
+            return [os.fsdecode(name) for name in attribute_names(self._tree, self._resolve(path))]
+
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        """Return the value of an extended attribute."""
+        with _errors(f"getxattr {name!r} of", path):
+            if is_systems_own(os.fsencode(name)):  # without looking for the path
+                raise no_such_attribute(name)
+            return self._tree.extended_attribute(self._resolve(path), name)
 
     def statfs(self, path: str) -> dict[str, int]:
         """Return the size of what is shown; nothing is free."""

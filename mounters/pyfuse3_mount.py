@@ -23,8 +23,10 @@ from mounters.translation import (
     LONGEST_NAME,
     Handles,
     InodeNumbers,
+    attribute_names,
     checked,
     clipped,
+    is_systems_own,
     kernel_name,
     open_checked,
     read_checked,
@@ -114,8 +116,8 @@ class _Listing:
 class Operations(pyfuse3.Operations):
     """The kernel's requests in terms of a tree.
 
-    Lookup counts need no keeping: inode numbers are the tree's own and permanent. What is not here,
-    extended attributes among it, pyfuse3 answers with ENOSYS and the kernel never asks again.
+    Lookup counts need no keeping: inode numbers are the tree's own and permanent. What is not here
+    pyfuse3 answers with ENOSYS and the kernel never asks again; it offers no way to tell holes (lseek).
     """
 
     supports_dot_lookup = False
@@ -177,6 +179,20 @@ class Operations(pyfuse3.Operations):
 
     def _target(self, inode: int) -> bytes:
         return os.fsencode(self._tree.read_link(inode))
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        """Return the names of a node's extended attributes."""
+        number = self._inodes.tree(inode)
+        return await self._in_thread("listxattr", number, attribute_names, self._tree, number)
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return the value of an extended attribute."""
+        if is_systems_own(name):
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        number = self._inodes.tree(inode)
+        return await self._in_thread(
+            f"getxattr {name!r} of", number, self._tree.extended_attribute, number, os.fsdecode(name)
+        )
 
     def _stat(self, inode: int) -> pyfuse3.EntryAttributes:
         return self._translated(self._tree.attributes(inode))

@@ -14,7 +14,13 @@ _KERNEL_ZERO = 2**64 - 2  # FUSE has no inode 0; a tree's numbers end at 2**63
 STAT_BLOCK = 512  # bytes, the unit of st_blocks
 FILE_SYSTEM_BLOCK = 4096  # bytes, the unit of statfs
 LONGEST_NAME = 1024  # bytes, FUSE's limit; 255 UTF-16 units of NTFS can take 765
+LONGEST_ATTRIBUTE_NAME = 255  # bytes, XATTR_NAME_MAX of linux/limits.h
 FOREVER = 86400 * 365  # seconds; a tree never changes while it is mounted
+
+# What systems and ``ls -l`` ask for with every node, to enforce it: never shown, answered without the tree.
+_SYSTEMS_OWN = frozenset(
+    b"security." + name for name in (b"capability", b"evm", b"ima", b"selinux", b"SMACK64", b"apparmor")
+) | {b"system.posix_acl_access", b"system.posix_acl_default"}
 
 _TYPE_BITS = {
     NodeType.FILE: stat.S_IFREG,
@@ -150,3 +156,23 @@ def kernel_name(name: str) -> bytes | None:
         log.error("the tree gives a name of %d bytes: %r", len(encoded), name)
         return None
     return encoded
+
+
+def attribute_names(tree: Tree, inode: int) -> list[bytes]:
+    """Return the names of a node's extended attributes, without those that cannot be shown (logged)."""
+    shown = []
+    for name in tree.extended_attributes(inode):
+        try:
+            encoded = os.fsencode(name)
+        except UnicodeEncodeError:
+            encoded = b""
+        if not encoded or b"\0" in encoded or len(encoded) > LONGEST_ATTRIBUTE_NAME:
+            log.error("inode %d has an extended attribute whose name cannot be shown: %r", inode, name)
+        elif encoded not in _SYSTEMS_OWN:
+            shown.append(encoded)
+    return shown
+
+
+def is_systems_own(name: bytes) -> bool:
+    """Whether an extended attribute is one that systems look for by themselves; a mount shows none."""
+    return name in _SYSTEMS_OWN

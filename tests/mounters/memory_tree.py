@@ -15,6 +15,7 @@ from mounters.tree import (
     NodeType,
     Tree,
     is_a_directory,
+    no_such_attribute,
     not_a_directory,
     not_found,
 )
@@ -23,6 +24,16 @@ MIB = 1 << 20
 SECOND = 10**9
 DAMAGE = range(MIB, MIB + 65536)  # offsets in /damaged.bin
 MANY = 20_000
+VALUES = {  # the extended attributes of /attributes.bin and /dir; the last name cannot be shown
+    "user.text": b"text",
+    "user.empty": b"",
+    "user.binary": bytes(range(256)) * 16,
+    "user.largest": b"x" * 65536,
+    "user.\udcff": b"not UTF-8",
+    "system.ntfs_attrib": b"\x20\0\0\0",
+    "user.a\0b": b"",
+}
+UNLISTED = "system.unlisted"  # told when it is asked for
 ODD_NAMES = (
     "\udcff\udc80 not UTF-8",
     "😀 emoji",
@@ -59,6 +70,7 @@ class Node:
     at_once: bool = False
     handle_size: int | None = None
     lost: bool = False  # its attributes cannot be read
+    values: dict[str, bytes] = field(default_factory=dict)  # of extended attributes
 
 
 class MemoryHandle(Handle):
@@ -131,10 +143,13 @@ class MemoryTree(Tree):
         self.file(root, "sparse.bin", 1 << 30, allocated=8192)
         self.file(root, "setuid.bin", 10, mode=0o4751)
         self._fill_faults(root)
+        self.file(root, "attributes.bin", 10).values = VALUES
         self.link(root, "link", "dir/sub/leaf.txt")
         self.link(root, "dangling", "nowhere/\udcff")
         self.add(root, "socket", NodeType.OTHER)
-        sub = self.directory(self.directory(root, "dir"), "sub")
+        directory = self.directory(root, "dir")
+        self.nodes[directory].values = VALUES
+        sub = self.directory(directory, "sub")
         self.file(sub, "leaf.txt", 100)
         odd = self.directory(root, "odd")
         for name in ODD_NAMES:
@@ -208,6 +223,20 @@ class MemoryTree(Tree):
         if node.attributes.type is NodeType.DIRECTORY:
             raise is_a_directory(str(inode))
         return MemoryHandle(node, self.opened)
+
+    def extended_attributes(self, inode: int) -> list[str]:
+        return list(self._node(inode).values)
+
+    def extended_attribute(self, inode: int, name: str) -> bytes:
+        assert not name.startswith("security."), "it is not for the tree to say"
+        if name == "user.damaged":
+            raise DamagedBlockError("its attribute has a bad hash")
+        values = self._node(inode).values
+        if name == UNLISTED and values:
+            return b"told"
+        if name not in values:
+            raise no_such_attribute(name)
+        return values[name]
 
     def size(self) -> int:
         return 123 * MIB

@@ -1,9 +1,11 @@
 """What a mount shows, held against the tree in memory; every mechanism passes the same tests."""
 
+import ctypes
 import errno
 import hashlib
 import os
 import random
+import shutil
 import stat
 import subprocess
 import threading
@@ -14,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from mounters.tree import NodeType
-from tests.mounters.memory_tree import DAMAGE, MANY, MIB, ODD_NAMES, content
-from tests.mounters.mounting import Mounted
+from tests.mounters.memory_tree import DAMAGE, MANY, MIB, ODD_NAMES, UNLISTED, VALUES, content
+from tests.mounters.mounting import Mounted, skip_or_fail
 
 HEALTHY = ("one.bin", "zero.bin", "huge number.bin", "empty", "big.bin", "cached.bin", "setuid.bin")
 REFUSALS = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -200,9 +202,45 @@ def test_changes_are_refused(mounted: Mounted, change: str) -> None:
     assert error_of(lambda: CHANGES[change](mounted.path)) in REFUSALS
 
 
-def test_extended_attributes(mounted: Mounted) -> None:
-    with pytest.raises(OSError, match="not supported"):
-        os.getxattr(mounted.path / "big.bin", "user.x")
+@pytest.mark.parametrize("name", ["attributes.bin", "dir"])
+def test_extended_attributes(mounted: Mounted, name: str) -> None:
+    shown = {name: value for name, value in VALUES.items() if "\0" not in name}
+    path = mounted.path / name
+    assert os.listxattr(path) == list(shown)
+    assert {name: os.getxattr(path, name) for name in shown} == shown
+    assert os.getxattr(path, UNLISTED) == b"told"
+    assert repr("user.a\0b") in mounted.log.read_text()
+
+
+def test_extended_attributes_that_are_not_there(mounted: Mounted) -> None:
+    for path in (mounted.path / "attributes.bin", mounted.path / "big.bin", mounted.path):
+        for name in ("user.absent", "security.capability", "security.selinux"):
+            assert error_of(lambda path=path, name=name: os.getxattr(path, name)) == errno.ENODATA  # type: ignore[misc]
+    assert os.listxattr(mounted.path / "big.bin") == []
+    assert error_of(lambda: os.getxattr(mounted.path / "big.bin", "user.damaged")) == errno.EIO
+
+
+def test_extended_attributes_into_small_buffers(mounted: Mounted) -> None:
+    """The size is told to who asks with an empty buffer; one that is too small is an error."""
+    library = ctypes.CDLL(None, use_errno=True)
+    path = os.fsencode(mounted.path / "attributes.bin")
+    buffer = ctypes.create_string_buffer(65536)
+    names = sum(len(os.fsencode(name)) + 1 for name in VALUES if "\0" not in name)
+    for size, expected in ((0, 4096), (4095, -1), (4096, 4096), (65536, 4096)):
+        assert library.getxattr(path, b"user.binary", buffer, size) == expected
+        assert expected > 0 or ctypes.get_errno() == errno.ERANGE
+    for size, expected in ((0, names), (names - 1, -1), (names, names)):
+        assert library.listxattr(path, buffer, size) == expected
+        assert expected > 0 or ctypes.get_errno() == errno.ERANGE
+
+
+def test_extended_attributes_as_tools_read_them(mounted: Mounted) -> None:
+    if shutil.which("getfattr") is None:
+        skip_or_fail("getfattr is not installed (attr)")
+    command = ["getfattr", "--dump", "--match=-", "--encoding=hex", "--absolute-names"]
+    done = subprocess.run([*command, mounted.path / "dir"], check=True, capture_output=True, timeout=60)
+    assert b"user.binary=0x" + VALUES["user.binary"].hex().encode() in done.stdout.splitlines()
+    assert b"system.ntfs_attrib=0x20000000" in done.stdout.splitlines()
 
 
 def test_size_of_the_file_system(mounted: Mounted) -> None:
