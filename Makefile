@@ -55,9 +55,7 @@ demo: setup
 	@$(BIN)/python -m tests.demo
 
 test: setup
-	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
-		--ignore-glob='*/test_nbd_*.py'
-	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest tests/mounters/test_nbd_*.py
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # In virtual machines, a quarter of an hour: what needs devices, volumes and signals of its own. Needs root.
 test-vm: setup vm-packages

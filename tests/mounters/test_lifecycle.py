@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from mounters.controller import (
     wait_ready,
 )
 from mounters.mountpoints import find_mount, is_dead, is_mounted
+from tests.conftest import missing
 from tests.mounters.memory_tree import MemoryTree
 from tests.mounters.mounting import ROOT, argv, memory_mount, process_runs
 
@@ -179,18 +181,43 @@ def test_mounted_by_this_process(mechanism: str, tmp_path: Path) -> None:
     assert tree.opened == []
 
 
-def test_a_mount_leaves_the_signals_of_this_process_alone(mechanism: str, tmp_path: Path) -> None:
-    """A write to what nobody reads is an error, as ever, and not the end of the process."""
-    with mount(MemoryTree(), tmp_path, MountOptions(mechanism=mechanism)) as mounted:
+_MOUNT_THEN_WRITE = """
+import os, sys, tempfile
+from mounters.controller import MountOptions, mount
+from tests.conftest import missing
+from tests.mounters.memory_tree import MemoryTree
+
+with tempfile.TemporaryDirectory() as mountpoint:
+    with mount(MemoryTree(), mountpoint, MountOptions(mechanism=sys.argv[1])) as mounted:
         pass
-    assert mounted.wait(5)
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        with pytest.raises(BrokenPipeError):
-            os.write(writing, b"x")
-    finally:
-        os.close(writing)
+    mounted.wait(5)
+reading, writing = os.pipe()
+os.close(reading)
+try:
+    os.write(writing, b"x")
+except BrokenPipeError:
+    print("an error")
+"""
+
+
+def mount_then_write(mechanism: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MOUNT_THEN_WRITE, mechanism],
+        capture_output=True, text=True, check=False, env=environment, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("an error\n", 0), done.stderr
+
+
+def test_a_mount_leaves_broken_pipes_an_error(mechanism: str) -> None:
+    """A write to what nobody reads must not end a process that has mounted something."""
+    mount_then_write(mechanism, ENVIRONMENT)
+
+
+@pytest.mark.parametrize("library", ["fuse", "fuse3"])
+def test_broken_pipes_with_every_library(library: str) -> None:
+    if find_library(library) is None:
+        missing(f"lib{library} is not installed")
+    mount_then_write("mfusepy", {**ENVIRONMENT, "FUSE_LIBRARY_NAME": library})
 
 
 def test_a_tree_without_a_readable_root_is_not_mounted(mechanism: str, tmp_path: Path) -> None:

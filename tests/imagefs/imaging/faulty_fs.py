@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mfusepy
-
+from mounters.fusepy_mount import mfusepy  # with the library that it chooses: a process has one
 from tests.conftest import need_fuse
 
 # A name, its arguments; bytes are what was written.
