@@ -9,6 +9,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytsk3
 
@@ -20,9 +21,11 @@ from imagefs.filesystems.base import (
     FileSystem,
     LeastRecentlyUsed,
     RecordedTimes,
+    Stream,
     VolumeOptions,
 )
 from imagefs.filesystems.names import decode_name
+from imagefs.filesystems.ntfs.data import open_attribute
 from imagefs.filesystems.ntfs.index import read_index
 from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
@@ -48,6 +51,7 @@ from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_informa
 from imagefs.filesystems.ntfs.quick import quick_node
 from imagefs.filesystems.ntfs.reparse import (
     INTX_LIMIT,
+    ReparseTag,
     intx_target,
     intx_type,
     reparse_tag,
@@ -55,12 +59,20 @@ from imagefs.filesystems.ntfs.reparse import (
     reparse_type,
     tag_name,
 )
+from imagefs.filesystems.ntfs.streams import (
+    WOF_STREAM,
+    NodeNumbers,
+    StaleNode,
+    StreamNode,
+    describe,
+    named_data,
+    split_name,
+)
 from imagefs.filesystems.ntfs.times import recorded_times, system_entries
 from imagefs.filesystems.tsk_image import TskFile, TskImage
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
 
 _REPARSE_LIMIT = 1 << 16  # bytes of a reparse point; Windows stops at 16 KiB
-_GENERATION_SHIFT = 32  # record numbers have 32 bits; see _stale
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
 
 
@@ -100,6 +112,7 @@ class NtfsFileSystem(FileSystem):
         self.block_size = boot.cluster_size
         self._listings: LeastRecentlyUsed[int, _Listing] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
+        self._numbers = NodeNumbers()
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
         self._mft = MasterFileTable(reader, boot)
@@ -132,7 +145,7 @@ class NtfsFileSystem(FileSystem):
             except FormatError:
                 continue
             if sequence != reference >> 48:
-                found[position] = entry._replace(inode=_stale(reference)), None
+                found[position] = self._stale(entry, reference), None
             elif node.type is entry.type:
                 found[position] = entry, node
             else:
@@ -140,11 +153,18 @@ class NtfsFileSystem(FileSystem):
         return found
 
     def lookup(self, inode: int, name: str) -> int:
-        """Return the inode number of a name, compared exactly; $MFT and its like are found in the root."""
-        reference = self._listing(inode).reference(name)
-        if reference is None:
+        """Return the inode number of a name, or of "name:stream"; $MFT and its like are found in the root."""
+        found = self._find(inode, name)
+        if found is None and ":" in name:
+            found = self._stream_node(inode, name)
+        if found is None:
             raise not_found(name)
-        return self._referenced(name, reference).inode
+        return found
+
+    def _find(self, inode: int, name: str) -> int | None:
+        """Return the inode number of a name, compared exactly."""
+        reference = self._listing(inode).reference(name)
+        return None if reference is None else self._referenced(name, reference).inode
 
     def read_link(self, inode: int) -> str:
         """Return the target of a symbolic link, junction or mount point."""
@@ -153,7 +173,10 @@ class NtfsFileSystem(FileSystem):
         return self._target(inode, self._mft.attributes(self._mft.record(inode)))
 
     def open(self, inode: int) -> BlockReader:
-        """Return a file's unnamed data."""
+        """Return a file's unnamed data, or a stream's."""
+        stream = self._numbers.node(inode)
+        if isinstance(stream, StreamNode):
+            return self.open_stream(*stream)
         node = self.attributes(inode)
         if node.type is NodeType.DIRECTORY:
             raise is_a_directory(str(inode))
@@ -173,6 +196,21 @@ class NtfsFileSystem(FileSystem):
         if data[0].flags & COMPRESSED and data[0].value is None:
             return self._open_compressed(inode, data[0], what)
         return self._mft.value(data, what)
+
+    def streams(self, inode: int) -> Sequence[Stream]:
+        """Return the named streams of a file or directory, without the one that WOF's compression keeps."""
+        what = f"file {inode}"
+        attributes = self._attributes_of(inode)
+        found = named_data(attributes)
+        if WOF_STREAM in found and self._is_wof(attributes, what):
+            del found[WOF_STREAM]
+        return [describe(name, extents, what) for name, extents in found.items()]
+
+    def open_stream(self, inode: int, name: str) -> BlockReader:
+        """Return the data of a named stream, listed or not."""
+        return open_attribute(
+            self._mft, self._stream(inode, name), f"stream {name!r} of file {inode}", self._options
+        )
 
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
         """Return the times of a node's $STANDARD_INFORMATION, then of every $FILE_NAME."""
@@ -194,11 +232,14 @@ class NtfsFileSystem(FileSystem):
         """Return a record's sequence number and what it says of its node."""
         known = self._nodes.get(inode)
         if known is None:
-            if inode >> _GENERATION_SHIFT:
-                number = inode & (1 << _GENERATION_SHIFT) - 1
-                raise DamagedError(f"file record {number} has become another file's")
-            raw = self._mft.raw_record(inode)
-            known = quick_node(raw, inode) or self._node_of(parse_record(raw, inode))
+            made = self._numbers.node(inode)
+            if isinstance(made, StaleNode):
+                raise DamagedError(f"file record {made.reference & REFERENCE_MASK} has become another file's")
+            if made is not None:
+                known = self._node_of_stream(inode, made)
+            else:
+                raw = self._mft.raw_record(inode)
+                known = quick_node(raw, inode) or self._node_of(parse_record(raw, inode))
             self._nodes.put(inode, known)
         return known
 
@@ -276,6 +317,58 @@ class NtfsFileSystem(FileSystem):
             return reparse_target(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what)
         return intx_target(self._intx(attributes, what))
 
+    # streams
+
+    def _stream_node(self, directory: int, name: str) -> int | None:
+        """Return the inode number of "name:stream", and of "name:stream:$DATA"; None: it is not there."""
+        for host, stream in split_name(name):
+            inode = self._find(directory, host) if host else directory
+            if inode is None:
+                continue
+            if not stream:
+                return inode
+            if stream in named_data(self._attributes_of(inode)):
+                return self._numbers.number(StreamNode(inode, stream))
+        return None
+
+    def _stream(self, inode: int, name: str) -> list[Attribute]:
+        """Return the extents of a stream; ENOENT when there is none of this name."""
+        extents = named_data(self._attributes_of(inode)).get(name)
+        if not extents:
+            raise not_found(name)
+        return extents
+
+    def _node_of_stream(self, inode: int, node: StreamNode) -> tuple[int, Attributes]:
+        sequence, host = self._node(node.record)
+        known = describe(node.name, self._stream(*node), f"file {node.record}")
+        return sequence, replace(
+            host,
+            inode=inode,
+            type=NodeType.FILE,
+            size=known.size,
+            mode=host.mode & _MODES[NodeType.FILE],
+            links=1,
+            allocated=known.allocated,
+        )
+
+    def _is_wof(self, attributes: list[Attribute], what: str) -> bool:
+        reparse = find(attributes, AttributeType.REPARSE_POINT)
+        return (
+            bool(reparse)
+            and reparse_tag(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what) == ReparseTag.WOF
+        )
+
+    def _attributes_of(self, inode: int) -> list[Attribute]:
+        """Return the attributes of a file's record; a stream has none of its own."""
+        if isinstance(self._numbers.node(inode), StreamNode):
+            return []
+        self._node(inode)  # which raises what is wrong with it
+        return self._mft.attributes(self._mft.record(inode))
+
+    def _stale(self, entry: Entry, reference: int) -> Entry:
+        """Return an entry for an earlier use of a file record, with a number of its own."""
+        return entry._replace(inode=self._numbers.number(StaleNode(reference)))
+
     # directories
 
     def _listing(self, inode: int) -> _Listing:
@@ -328,8 +421,3 @@ class NtfsFileSystem(FileSystem):
                     self._tsk = image, pytsk3.FS_Info(image, 0, pytsk3.TSK_FS_TYPE_NTFS)
             image, fs = self._tsk
         return TskFile(image, fs, inode, data.size, what)
-
-
-def _stale(reference: int) -> int:
-    """Return the inode number of what a reference to an earlier use of a file record stands for."""
-    return (reference >> 48) << _GENERATION_SHIFT | reference & (1 << _GENERATION_SHIFT) - 1
