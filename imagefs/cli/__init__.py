@@ -41,6 +41,7 @@ COMMANDS = (
     "info",
     "points",
     "ls",
+    "timeline",
     "cat",
     "cp",
     "mount",

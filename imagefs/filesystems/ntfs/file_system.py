@@ -214,7 +214,8 @@ class NtfsFileSystem(FileSystem):
 
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
         """Return the times of a node's $STANDARD_INFORMATION, then of every $FILE_NAME."""
-        return recorded_times(self._mft, inode)
+        made = self._numbers.node(inode)
+        return recorded_times(self._mft, made.record if isinstance(made, StreamNode) else inode)
 
     def system_entries(self) -> Sequence[Entry]:
         """Return $MFT and its like."""
