@@ -167,6 +167,11 @@ class Point(ABC):
         return ()
 
     @property
+    def holds_free_space(self) -> bool:
+        """Whether free clusters are as they were on the source; False also where that is not known."""
+        return False
+
+    @property
     def excluded(self) -> Sequence[str]:
         """The patterns of files whose contents were left out as asked; raises DamagedError."""
         return ()

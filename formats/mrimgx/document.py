@@ -104,6 +104,13 @@ class Document:
                 yield (at, number), partition
 
     @property
+    def has_every_sector(self) -> bool:
+        """Whether the file says that it was made of every sector, not of what is in use alone."""
+        auxiliary = self.json.get("_auxiliary_data")
+        definition = auxiliary.get("backup_definition") if isinstance(auxiliary, dict) else None
+        return isinstance(definition, dict) and definition.get("intelligent_sector_copy") is False
+
+    @property
     def history(self) -> frozenset[int]:
         """The file numbers that any partition's history names."""
         return frozenset().union(*(partition.history for _, partition in self.partitions()))

@@ -270,6 +270,12 @@ class MrimgxPoint(Point):
         )
 
     @property
+    def holds_free_space(self) -> bool:
+        """Whether the point and all that it builds upon were made of every sector."""
+        chain = self.chain
+        return all(image.document.has_every_sector for image in (*chain.files, *chain.earlier.values()))
+
+    @property
     def excluded(self) -> Sequence[str]:
         """The patterns of files whose contents were left out as asked; raises DamagedError."""
         return self.image.own.excluded

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from threading import Lock
 from typing import Generic, NamedTuple, Self, TypeVar
 
@@ -35,6 +36,31 @@ class VolumeOptions:
     raw_efs: bool = False  # give the stored bytes of files that EFS encrypted
     ignore_case: bool = sys.platform in ("win32", "darwin")  # else names are exact, with a fallback
     keys: tuple[VolumeKey, ...] = ()
+
+
+class RecoveryState(StrEnum):
+    """How much of a deleted file is left."""
+
+    WHOLE = "whole"
+    PARTLY = "partly overwritten"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What is left of a deleted file, as far as the volume's structures tell.
+
+    What was overwritten by a file that has left no trace either can't be told.
+    """
+
+    state: RecoveryState
+    gone: int = 0  # bytes of the space where its data was stored, of ``stored``
+    stored: int = 0
+    reason: str = ""  # why it is lost, where that is not that others have all of its space
+
+
+class GoneError(DamagedError):
+    """Bytes of a deleted file whose place is another file's now, or is not in the image."""
 
 
 class Stream(NamedTuple):
@@ -132,6 +158,10 @@ class FileSystem(ABC):
     def system_entries(self) -> Sequence[Entry]:
         """Return the file system's own files in the root directory, which are not listed there."""
         return ()
+
+    def recovery(self, inode: int) -> Recovery | None:
+        """Return what is left of a file that is deleted; None for anything else."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (most file systems own nothing)
         """Release what the file system holds; the reader below stays open."""
