@@ -10,3 +10,18 @@ def decode_name(raw: bytes | bytearray) -> str:
     except UnicodeDecodeError:
         text = raw.decode("utf-16-le", "surrogatepass")
         return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+
+
+def plain_name(name: str) -> str:
+    """Return a name with its lone surrogates as they are stored, not escaped.
+
+    Raises UnicodeError for a name that has other escaped bytes: none that is stored as UTF-16.
+    """
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
+
+
+def encode_name(name: str) -> bytes:
+    """Return a name that ``decode_name`` made as UTF-16 of ascending order: the high bytes first."""
+    return plain_name(name).encode("utf-16-be", "surrogatepass")

@@ -16,7 +16,6 @@ import pytsk3
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems.base import (
-    ENTRIES_KEPT,
     NODES_KEPT,
     FileSystem,
     LeastRecentlyUsed,
@@ -26,16 +25,13 @@ from imagefs.filesystems.base import (
 )
 from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs.data import open_attribute
-from imagefs.filesystems.ntfs.index import read_index
+from imagefs.filesystems.ntfs.directories import Directories
 from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     DIRECTORY,
     ENCRYPTED,
-    FILE_DIRECTORY,
     FILE_ENCRYPTED,
-    FILE_REPARSE,
     FILE_SYSTEM,
-    FIRST_USER,
     IN_USE,
     REFERENCE_MASK,
     ROOT,
@@ -47,6 +43,7 @@ from imagefs.filesystems.ntfs.layout import (
     parse_record,
     unix_nanoseconds,
 )
+from imagefs.filesystems.ntfs.listing import Listing
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_information
 from imagefs.filesystems.ntfs.quick import quick_node
 from imagefs.filesystems.ntfs.reparse import (
@@ -76,26 +73,6 @@ _REPARSE_LIMIT = 1 << 16  # bytes of a reparse point; Windows stops at 16 KiB
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
 
 
-class _Listing:
-    """A directory's names, and the references they stand for."""
-
-    def __init__(self, entries: list[Entry], references: list[int], hidden: dict[str, int]) -> None:
-        self.entries = entries
-        self.references = references
-        self._hidden = hidden
-        self._by_name: dict[str, int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.entries) + 1
-
-    def reference(self, name: str) -> int | None:
-        """Return what a name stands for; the file system's own files are found as well."""
-        if self._by_name is None:
-            names = {entry.name: at for entry, at in zip(self.entries, self.references, strict=True)}
-            self._by_name = {**self._hidden, **names}
-        return self._by_name.get(name)
-
-
 class NtfsFileSystem(FileSystem):
     """An NTFS volume. Raises FormatError from the constructor when its boot sector or $MFT is damaged."""
 
@@ -110,12 +87,12 @@ class NtfsFileSystem(FileSystem):
         self._sector_size = sector_size
         boot = parse_boot(reader.read_at(0, 512))
         self.block_size = boot.cluster_size
-        self._listings: LeastRecentlyUsed[int, _Listing] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
         self._numbers = NodeNumbers()
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
         self._mft = MasterFileTable(reader, boot)
+        self._directories = Directories(self._mft, self.block_size, reader.size, self._recorded_type)
         self.label = self._read_label()
 
     def attributes(self, inode: int) -> Attributes:
@@ -162,8 +139,9 @@ class NtfsFileSystem(FileSystem):
         return found
 
     def _find(self, inode: int, name: str) -> int | None:
-        """Return the inode number of a name, compared exactly."""
-        reference = self._listing(inode).reference(name)
+        """Return the inode number of a name, compared exactly or else without regard to case."""
+        self._check_directory(inode)
+        reference = self._directories.reference(inode, name)
         return None if reference is None else self._referenced(name, reference).inode
 
     def read_link(self, inode: int) -> str:
@@ -223,7 +201,7 @@ class NtfsFileSystem(FileSystem):
 
     def close(self) -> None:
         """Forget the caches."""
-        self._listings.clear()
+        self._directories.clear()
         self._nodes.clear()
         self._mft.chunks.clear()
 
@@ -372,34 +350,13 @@ class NtfsFileSystem(FileSystem):
 
     # directories
 
-    def _listing(self, inode: int) -> _Listing:
-        known = self._listings.get(inode)
-        if known is None:
-            if self.attributes(inode).type is not NodeType.DIRECTORY:
-                raise not_a_directory(str(inode))
-            known = self._load_listing(inode)
-            self._listings.put(inode, known)
-        return known
+    def _listing(self, inode: int) -> Listing:
+        self._check_directory(inode)
+        return self._directories.listing(inode)
 
-    def _load_listing(self, inode: int) -> _Listing:
-        entries: list[Entry] = []
-        references: list[int] = []
-        hidden: dict[str, int] = {}
-        for names in read_index(self._mft, inode, self.block_size, self._reader.size):
-            for name, reference, file_attributes in names:
-                number = reference & REFERENCE_MASK
-                if number < FIRST_USER and inode == ROOT:
-                    if name != ".":
-                        hidden[name] = reference
-                    continue
-                if "/" in name or "\0" in name or name in (".", ".."):
-                    raise DamagedError(f"directory {inode}: the name {name!r} can't be")
-                kind = NodeType.DIRECTORY if file_attributes & FILE_DIRECTORY else NodeType.FILE
-                if file_attributes & (FILE_REPARSE | FILE_SYSTEM):
-                    kind = self._recorded_type(number, kind)
-                entries.append(Entry(name, number, kind))
-                references.append(reference)
-        return _Listing(entries, references, hidden)
+    def _check_directory(self, inode: int) -> None:
+        if self.attributes(inode).type is not NodeType.DIRECTORY:
+            raise not_a_directory(str(inode))
 
     def _recorded_type(self, inode: int, otherwise: NodeType) -> NodeType:
         """Return a node's type by its record; ``otherwise`` where that is damaged, as it tells itself."""

@@ -78,10 +78,11 @@ def paging_files(mft: MasterFileTable, boot: Boot) -> LeftOut:
     left_out = LeftOut()
     size = boot.clusters * boot.cluster_size
     try:
-        names = [entry for node in read_index(mft, ROOT, boot.cluster_size, size) for entry in node]
+        nodes = list(read_index(mft, ROOT, boot.cluster_size, size))
     except DamagedError:
         return left_out
-    for name, reference, _ in names:
+    names = (pair for node in nodes for pair in zip(node.names, node.references.tolist(), strict=True))
+    for name, reference in names:
         number = reference & REFERENCE_MASK
         if name.lower() not in _PAGING or number < _RESERVED:
             continue
