@@ -12,12 +12,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("formats/native/md5_lanes.c")
-BUILT = Path("formats/native/md5_lanes.so")
+SOURCES = (Path("formats/native/md5_lanes.c"), Path("formats/native/unpack.c"))
 
 
 class BuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is there at building time only
-    """Compiles ``md5_lanes`` into the source tree, from where a wheel takes it."""
+    """Compiles the libraries into the source tree, from where a wheel takes them."""
 
     PLUGIN_NAME = "custom"
 
@@ -26,12 +25,14 @@ class BuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is there
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        built = compile_shared(root / SOURCE, root / BUILT)
+        targets = [source.with_suffix(".so") for source in SOURCES]
+        pairs = zip(SOURCES, targets, strict=True)
+        built = [str(target) for source, target in pairs if compile_shared(root / source, root / target)]
         if built and version != "editable":
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{platform}"
-            build_data["artifacts"].append(str(BUILT))
+            build_data["artifacts"] += built
 
 
 def compile_shared(source: Path, target: Path) -> bool:
