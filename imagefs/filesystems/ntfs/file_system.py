@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import pytsk3
 
@@ -78,6 +79,7 @@ class NtfsFileSystem(FileSystem):
 
     kind = "NTFS"
     root = ROOT
+    _table: ClassVar[type[MasterFileTable]] = MasterFileTable
 
     def __init__(
         self, reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None
@@ -91,7 +93,7 @@ class NtfsFileSystem(FileSystem):
         self._numbers = NodeNumbers()
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
-        self._mft = MasterFileTable(reader, boot)
+        self._mft = self._table(reader, boot)
         self._directories = Directories(self._mft, self.block_size, reader.size, self._recorded_type)
         self.label = self._read_label()
 
