@@ -1,6 +1,6 @@
 """Decoding what Windows compresses by chunks: XPRESS Huffman and LZX (WOF, WIM), LZNT1 (NTFS).
 
-``native/unpack.c`` does it where a compiler was there when the package was installed, and where samples come out
+``native/unpack.c`` does it where there was a compiler when the package was installed, and samples come out
 right; else ``unpacking_slow`` does, some hundred times as slowly. libfwnt's binding is not used: of LZX it
 decoded some chunks of machine code wrong, without an error, and it took three to five times as long.
 """
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def unpack_lznt1(data: bytes, size: int) -> bytes | None:
 def _slow_chunks(method: Method, data: bytes, edges: NDArray[np.uint64], out: memoryview, chunk: int) -> int:
     decode = unpacking_slow.lzx if method is Method.LZX else unpacking_slow.xpress_huffman
     places = edges.tolist()
-    for number, (start, end) in enumerate(zip(places, places[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(places)):
         into = out[number * chunk : (number + 1) * chunk]
         piece = data[start:end]
         if not start <= end <= len(data):

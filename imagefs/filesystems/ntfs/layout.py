@@ -20,6 +20,8 @@ EPOCH = 116_444_736_000_000_000  # 1970-01-01 in 100 ns since 1601-01-01
 
 ROOT = 5
 VOLUME = 3
+SECURE = 9
+EXTEND = 11
 FIRST_USER = 16  # records below are the file system's own
 
 IN_USE = 0x1  # record flags
@@ -53,6 +55,8 @@ class AttributeType(IntEnum):
     STANDARD_INFORMATION = 0x10
     ATTRIBUTE_LIST = 0x20
     FILE_NAME = 0x30
+    OBJECT_ID = 0x40
+    SECURITY_DESCRIPTOR = 0x50
     VOLUME_NAME = 0x60
     VOLUME_INFORMATION = 0x70
     DATA = 0x80
@@ -60,6 +64,8 @@ class AttributeType(IntEnum):
     INDEX_ALLOCATION = 0xA0
     BITMAP = 0xB0
     REPARSE_POINT = 0xC0
+    EA = 0xE0
+    LOGGED_UTILITY_STREAM = 0x100
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class Attribute(NamedTuple):
     allocated: int = 0  # bytes on the volume
     size: int = 0  # bytes
     initialized: int = 0  # bytes; what lies beyond reads as zeros
+    unit: int = 0  # clusters that are compressed together, as a power of two; 0: none
 
 
 class ListEntry(NamedTuple):
@@ -201,7 +208,7 @@ def _nonresident(
     mapping = record[position + runs_offset : end]
     if first == 0 and flags & (COMPRESSED | SPARSE) and unit and runs_offset >= 72:
         (allocated,) = struct.unpack_from("<Q", record, position + 64)
-    return Attribute(kind, name, flags, number, None, first, clusters, mapping, allocated, size, valid)
+    return Attribute(kind, name, flags, number, None, first, clusters, mapping, allocated, size, valid, unit)
 
 
 def parse_runs(attribute: Attribute, what: str) -> Iterator[tuple[int, int | None]]:

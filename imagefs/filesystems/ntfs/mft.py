@@ -30,8 +30,8 @@ class MasterFileTable:
 
     def __init__(self, reader: BlockReader, boot: Boot) -> None:
         self.record_size = boot.record_size
-        self._cluster_size = boot.cluster_size
-        self._volume = reader
+        self.cluster_size = boot.cluster_size
+        self.volume = reader
         at = boot.mft_cluster * boot.cluster_size
         if at + boot.record_size > reader.size:
             raise DamagedError(f"NTFS boot sector: $MFT at {at} lies outside the volume")
@@ -59,7 +59,7 @@ class MasterFileTable:
 
     def _value_of_known(self, extents: Sequence[Attribute]) -> BlockReader:
         """Return as many bytes of $MFT as some of its extents map."""
-        known = sum(extent.clusters for extent in extents) * self._cluster_size
+        known = sum(extent.clusters for extent in extents) * self.cluster_size
         return self.value([extents[0]._replace(size=known, initialized=known), *extents[1:]], "$MFT")
 
     def raw_record(self, number: int) -> bytes:
@@ -133,7 +133,7 @@ class MasterFileTable:
             return BytesReader(extents[0].value)
         size, initialized = extents[0].size, extents[0].initialized
         runs = self._runs(extents, what)
-        return RunsReader(self._volume, runs, size, initialized=initialized, name=what)
+        return RunsReader(self.volume, runs, size, initialized=initialized, name=what)
 
     def small_value(self, extents: Sequence[Attribute], limit: int, what: str) -> bytes:
         """Return the bytes of an attribute that can't be larger than ``limit``."""
@@ -156,7 +156,7 @@ class MasterFileTable:
                 raise DamagedError(f"{what}: where cluster {vcn} is stored is not known")
             vcn += extent.clusters
             for clusters, lcn in parse_runs(extent, what):
-                yield Run(clusters * self._cluster_size, None if lcn is None else lcn * self._cluster_size)
+                yield Run(clusters * self.cluster_size, None if lcn is None else lcn * self.cluster_size)
 
 
 def find(attributes: Iterable[Attribute], kind: AttributeType, name: str = "") -> list[Attribute]:
