@@ -55,14 +55,19 @@ class _Work(Generic[_Task, _Result]):
 
 
 def in_order(
-    do: Callable[[_Task], _Result], tasks: Iterator[_Task], threads: int
+    do: Callable[[_Task], _Result],
+    tasks: Iterator[_Task],
+    threads: int,
+    ahead: int = AHEAD,
+    stop: Callable[[], None] = lambda: None,
 ) -> Generator[_Result, None, None]:
-    """Yield the results of tasks in their order, with a bounded number of them in flight.
+    """Yield the results of tasks in their order, with at most ``ahead`` in flight beyond those being done.
 
-    Who takes the results is one of the ``threads``: it does tasks itself while the next result is not there,
-    instead of waiting to be woken.
+    ``stop`` is called when nobody wants more: tasks that take long should end then. Who takes the results is
+    one of the ``threads``: it does tasks itself while the next result is not there, instead of waiting to be
+    woken.
     """
-    limit = threads + AHEAD
+    limit = threads + ahead
     running: deque[_Work[_Task, _Result]] = deque()
     queue: SimpleQueue[_Work[_Task, _Result] | None] = SimpleQueue()
 
@@ -99,6 +104,7 @@ def in_order(
             assert work.result is not None
             yield work.result
     finally:
+        stop()
         with suppress(Empty):
             while True:
                 queue.get_nowait()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,6 +43,21 @@ class Source:
         points = (point for container in self.sets for point in container.points)
         reasons = ((point, unreadable_reason(point)) for point in points)
         return {point: reason for point, reason in reasons if reason is not None}
+
+    def paths_left_out(self) -> frozenset[str]:
+        """Return the paths in the tree of files that points are recorded to lack the contents of.
+
+        Not all where they are many; none of points that can't be read, or whose record is damaged.
+        """
+        found: set[str] = set()
+        left_out = self.left_out
+        for container in self.sets:
+            for point in container.points if self.is_folder else [container.point]:
+                if point is not None and point not in left_out:
+                    with suppress(FormatError):
+                        folder = f"{container.image_id}/{point.name}/" if self.is_folder else ""
+                        found.update(f"{folder}{path}" for path in point.left_out)
+        return frozenset(found)
 
     def unlock(self, password: str) -> None:
         """Make encrypted sets readable; raises PasswordError when the password fits none of them."""

@@ -42,6 +42,7 @@ COMMANDS = (
     "points",
     "ls",
     "timeline",
+    "hash",
     "cat",
     "cp",
     "mount",

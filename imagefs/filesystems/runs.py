@@ -60,6 +60,20 @@ class RunsReader(BlockReader):
         self._check(offset, 1)
         return next(self._parts(offset, 1))[2]
 
+    def allocated(self) -> int:
+        """Return how many bytes have a place on the volume."""
+        return sum(run.length for run in self._runs if run.start is not None)
+
+    def not_stored(self) -> int:
+        """Return how many bytes have a place on the volume that is a hole of the volume's reader."""
+        return sum(
+            extent.length
+            for run in self._runs
+            if run.start is not None
+            for extent in self._volume.extents(run.start, run.length)
+            if not extent.is_data
+        )
+
     def _append(self, position: int, run: Run) -> None:
         if self._runs:
             length, start = self._runs[-1]
