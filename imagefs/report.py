@@ -15,6 +15,7 @@ from formats.container import (
     UnreadableSource,
 )
 from formats.errors import FormatError
+from imagefs.left_out import paging_files_left_out
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
 from mounters.tree import Attributes
@@ -51,7 +52,7 @@ def info_document(container: Container, point: Point) -> dict[str, Any]:
         "encrypted": point.encrypted,
         "compression": point.compression,
         **_own_document(point),
-        "disks": [_disk_document(disk) for disk in point.disks],
+        "disks": [_disk_document(disk, can_read=unreadable_reason(point) is None) for disk in point.disks],
     }
 
 
@@ -83,14 +84,17 @@ def authentication_document(entry: FileAuthentication) -> dict[str, Any]:
     return {"file": str(entry.file), "state": str(entry.state), "reason": entry.reason}
 
 
-def _disk_document(disk: Disk) -> dict[str, Any]:
+def _disk_document(disk: Disk, *, can_read: bool) -> dict[str, Any]:
     return {
         "number": disk.number,
         "name": disk.name,
         "size": disk.size,
         "scheme": disk.scheme,
         "sector_size": disk.sector_size,
-        "partitions": [_partition_document(partition) for partition in disk.partitions],
+        "partitions": [
+            {**_partition_document(partition), "left_out": _left_out(partition, disk, can_read=can_read)}
+            for partition in disk.partitions
+        ],
     }
 
 
@@ -106,6 +110,12 @@ def _partition_document(partition: Partition) -> dict[str, Any]:
         "stored_blocks": partition.stored_blocks(),
         "block_count": partition.block_count,
     }
+
+
+def _left_out(partition: Partition, disk: Disk, *, can_read: bool) -> list[dict[str, Any]] | None:
+    """Return the paging files that are not in the image; null where that can't be told."""
+    found = paging_files_left_out(partition, disk.sector_size) if can_read else None
+    return None if found is None else [file._asdict() for file in found]
 
 
 def points_document(source: Source) -> dict[str, Any]:

@@ -57,6 +57,12 @@ def info(image: ImageArgument, json: Json = False) -> None:
         ]
         for line in columns(table, right=(3, 4)):
             output.print(line)
+        for part in disk["partitions"]:
+            for file in part["left_out"] or ():
+                output.print(
+                    f"{part['name']}/{file['path']}: {size_text(file['missing'])} of its"
+                    f" {size_text(file['size'])} are not in the image: the imaging program leaves them out"
+                )
 
 
 def _not_taken(document: dict[str, Any]) -> Iterator[str]:

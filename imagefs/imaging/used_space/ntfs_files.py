@@ -25,8 +25,8 @@ from imagefs.imaging.used_space.base import Runs
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, subtract, union
 from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.patterns import Patterns
+from imagefs.left_out import PAGING_FILES
 
-_PAGING = frozenset(("pagefile.sys", "hiberfil.sys", "swapfile.sys"))
 _RESERVED = 24  # records below are the file system's own, or kept for it
 _FILES_AT_ONCE = 1 << 14  # held against the files excluded
 
@@ -84,7 +84,7 @@ def paging_files(mft: MasterFileTable, boot: Boot) -> LeftOut:
     names = (pair for node in nodes for pair in zip(node.names, node.references.tolist(), strict=True))
     for name, reference in names:
         number = reference & REFERENCE_MASK
-        if name.lower() not in _PAGING or number < _RESERVED:
+        if name.lower() not in PAGING_FILES or number < _RESERVED:
             continue
         try:
             file = _parse(mft, mft.raw_record(number), number)
@@ -260,4 +260,4 @@ def _has_only(file: _File, is_meant: Callable[[_Name], bool]) -> bool:
 def _is_paging(mft: MasterFileTable, name: _Name) -> bool:
     """Whether a name is that of a paging file in the root directory."""
     is_in_root = name.parent == ROOT | mft.record(ROOT).sequence << 48
-    return is_in_root and name.name.lower() in _PAGING
+    return is_in_root and name.name.lower() in PAGING_FILES
