@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError
-from imagefs.filesystems.base import CachedFileSystem, LeastRecentlyUsed
+from imagefs.filesystems.base import CachedFileSystem, LeastRecentlyUsed, RecordedTimes
 from imagefs.filesystems.fat_layout import (
     ENTRY_SIZE,
     ROOT,
@@ -62,6 +62,10 @@ class FatFileSystem(CachedFileSystem):
         """Raise EINVAL: there are no links."""
         self.attributes(inode)
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
+        """Return the times of a node's entry, which has none of a change of itself."""
+        return [times._replace(changed=None) for times in super().recorded_times(inode)]
 
     def open(self, inode: int) -> BlockReader:
         """Return a file's data."""
