@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
+from imagefs.filesystems.upcase import UpCase, fold_names
 from mounters.tree import Attributes, Entry, NodeType, no_such_attribute, not_a_directory, not_found
 
 Key = TypeVar("Key", bound=Hashable)
@@ -216,6 +217,11 @@ class CachedFileSystem(FileSystem):
     def __init__(self) -> None:
         self._listings: LeastRecentlyUsed[int, dict[str, Entry]] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._nodes: LeastRecentlyUsed[int, Attributes] = LeastRecentlyUsed(NODES_KEPT)
+        self._folded: LeastRecentlyUsed[int, dict[str, str]] = LeastRecentlyUsed(ENTRIES_KEPT, len)
+
+    def _upcase(self) -> UpCase | None:
+        """Return the upper case by which names are compared, None where they differ by case."""
+        return None
 
     @abstractmethod
     def _load_attributes(self, inode: int) -> Attributes:
@@ -242,8 +248,16 @@ class CachedFileSystem(FileSystem):
         return [(entry, self._readable(entry.inode)) for entry in self._listing(inode).values()]
 
     def lookup(self, inode: int, name: str) -> int:
-        """Return the inode number of a name, compared exactly."""
-        entry = self._listing(inode).get(name)
+        """Return the inode number of a name, compared exactly or else, where case is ignored, without it."""
+        listing = self._listing(inode)
+        entry = listing.get(name)
+        upcase = self._upcase() if entry is None else None
+        if upcase is not None:
+            folded = self._folded.get(inode)
+            if folded is None:
+                folded = fold_names(upcase, listing)
+                self._folded.put(inode, folded)
+            entry = listing.get(folded.get(upcase.fold(name), name))
         if entry is None:
             raise not_found(name)
         return entry.inode
@@ -252,6 +266,7 @@ class CachedFileSystem(FileSystem):
         """Forget the caches."""
         self._listings.clear()
         self._nodes.clear()
+        self._folded.clear()
 
     def _readable(self, inode: int) -> Attributes | None:
         try:

@@ -5,12 +5,14 @@ out entries that it doubts, and runs times through the machine's time zone; so n
 """
 
 import errno
+import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from formats.blockreader import BlockReader
-from formats.errors import DamagedError
+from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import CachedFileSystem, LeastRecentlyUsed, RecordedTimes
 from imagefs.filesystems.fat_layout import (
     ENTRY_SIZE,
@@ -18,19 +20,25 @@ from imagefs.filesystems.fat_layout import (
     Node,
     exfat_label,
     exfat_names,
+    exfat_upcase_place,
     fat_label,
     fat_names,
     parse_exfat_boot,
     parse_exfat_node,
+    parse_exfat_upcase,
     parse_fat_boot,
     parse_fat_node,
 )
 from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
+from imagefs.filesystems.upcase import UpCase, unicode_upcase
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory
+
+log = logging.getLogger(__name__)
 
 _FIRST_INODE = 3  # of the first directory entry; each 32 bytes of the data area have a number, as in TSK
 _PIECE = 6144  # bytes of the FAT decoded at once: whole entries of 12, 16 and 32 bits
 _PIECES_KEPT = 64
+_LARGEST_UPCASE = 1 << 18  # bytes; a table that is not compressed has half of them
 _LARGEST_FAT, _LARGEST_EXFAT = 2 << 20, 256 << 20  # bytes of a directory
 
 
@@ -110,6 +118,28 @@ class FatFileSystem(CachedFileSystem):
         self._pieces.clear()
 
     # nodes
+
+    def _upcase(self) -> UpCase | None:
+        return self._exfat_upcase if self._is_exfat else unicode_upcase()
+
+    @cached_property
+    def _exfat_upcase(self) -> UpCase | None:
+        """The volume's own upper case; None where it is damaged: names are exact then."""
+        try:
+            place = exfat_upcase_place(self.root_content())
+            if place is None:
+                raise DamagedError("exFAT: no up-case table")
+            checksum, cluster, size = place
+            if size > _LARGEST_UPCASE:
+                raise DamagedError(f"exFAT: an up-case table of {size} bytes")
+            table = self.system_file(cluster, size, "up-case table").read_at(0, size)
+            upcase = UpCase(parse_exfat_upcase(table, checksum))
+            if not upcase.is_sensible():
+                raise DamagedError("exFAT: its up-case table can't be one of letters")
+        except FormatError as error:
+            log.warning("names are compared exactly: %s", error)
+            return None
+        return upcase
 
     def _load_attributes(self, inode: int) -> Attributes:
         if inode == ROOT:

@@ -22,7 +22,7 @@ _LABEL = 0x08
 _LONG_NAME = 0x0F
 _DELETED = 0xE5
 
-EXFAT_FILE, EXFAT_STREAM, EXFAT_NAME, EXFAT_LABEL = 0x85, 0xC0, 0xC1, 0x83
+EXFAT_FILE, EXFAT_STREAM, EXFAT_NAME, EXFAT_LABEL, EXFAT_UPCASE = 0x85, 0xC0, 0xC1, 0x83, 0x82
 _NO_CHAIN = 0x02  # stream flag: the clusters follow one another, the FAT says nothing of them
 
 # name; attributes; case, tens; created, accessed, cluster high, modified, cluster low; size
@@ -257,6 +257,40 @@ def exfat_label(directory: bytes) -> str:
         if directory[at] == EXFAT_LABEL:
             return directory[at + 2 : at + 2 + 2 * min(directory[at + 1], 11)].decode("utf-16-le", "replace")
     return ""
+
+
+def exfat_upcase_place(directory: bytes) -> tuple[int, int, int] | None:
+    """Return checksum, first cluster and bytes of the up-case table that an exFAT's root directory names."""
+    for at in range(0, len(directory), ENTRY_SIZE):
+        if directory[at] == 0:
+            break
+        if directory[at] == EXFAT_UPCASE:
+            checksum, cluster, size = struct.unpack_from("<I12xIQ", directory, at + 4)
+            return checksum, cluster, size
+    return None
+
+
+def parse_exfat_upcase(table: bytes, checksum: int) -> str:
+    """Return an up-case table as the 65,536 characters it maps to (exFAT specification, 7.2).
+
+    Raises DamagedError where it is not the one its checksum is of, or maps more.
+    """
+    total = 0
+    for byte in table:
+        total = ((total & 1) << 31 | total >> 1) + byte & 0xFFFF_FFFF
+    if total != checksum or len(table) % 2:
+        raise DamagedError("exFAT: the checksum of its up-case table is wrong")
+    units = iter(struct.unpack(f"<{len(table) // 2}H", table))
+    found: list[int] = []
+    for unit in units:
+        if unit == 0xFFFF:  # then how many characters are their own upper case
+            found.extend(range(len(found), len(found) + next(units, 0)))
+        else:
+            found.append(unit)
+    found.extend(range(len(found), 1 << 16))
+    if len(found) > 1 << 16:
+        raise DamagedError(f"exFAT: an up-case table of {len(found)} characters")
+    return "".join(map(chr, found))
 
 
 def _sum(entries: bytes) -> int:

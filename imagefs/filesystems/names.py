@@ -20,8 +20,3 @@ def plain_name(name: str) -> str:
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
-
-
-def encode_name(name: str) -> bytes:
-    """Return a name that ``decode_name`` made as UTF-16 of ascending order: the high bytes first."""
-    return plain_name(name).encode("utf-16-be", "surrogatepass")

@@ -1,9 +1,10 @@
 """Names without regard to case, as the file systems that ignore it compare them."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 
-from imagefs.filesystems.names import encode_name
+from imagefs.filesystems.names import plain_name
 
 _UNITS = 1 << 16
 
@@ -31,7 +32,7 @@ class UpCase:
     def is_sensible(self) -> bool:
         """Tell whether this is a table that a volume can have: of ASCII the letters alone change."""
         ascii_ = "".join(map(chr, range(128)))
-        return self.fold(ascii_) == ascii_.upper()
+        return self.fold(ascii_) == ascii_.upper() and "\0" not in self._table[1:]
 
 
 def fold_names(upcase: UpCase, names: Iterable[str]) -> dict[str, str]:
@@ -40,9 +41,15 @@ def fold_names(upcase: UpCase, names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folded, name in zip(upcase.fold("\0".join(known)).split("\0"), known, strict=bool(known)):
         other = found.setdefault(folded, name)
-        if other is not name and encode_name(name) < encode_name(other):
+        if other is not name and _order(name) < _order(other):
             found[folded] = name
     return found
+
+
+def _order(name: str) -> bytes:
+    with suppress(UnicodeError):  # bytes that were never UTF-16, of an 8.3 name
+        name = plain_name(name)
+    return name.encode("utf-16-be", "surrogatepass")
 
 
 @cache

@@ -17,6 +17,7 @@ from formats.errors import DamagedError, FormatError
 from imagefs.filesystems import FileSystem
 from imagefs.filesystems.detect import open_file_system
 from imagefs.filesystems.fat import FatFileSystem
+from imagefs.filesystems.fat_layout import exfat_upcase_place, parse_exfat_upcase
 from mounters.tree import NodeType
 
 CHAIN = random.Random(3).randbytes(100_000)
@@ -152,6 +153,18 @@ def test_names_that_differ_beyond_ascii_stay_two(built: Built) -> None:
     data[at : at + 11] = b"A\x81      TXT"
     with pytest.raises(DamagedError, match="twice"):
         opened(data).entries(2)
+
+
+def test_names_without_regard_to_case(built: Built) -> None:
+    volume = opened(built.data)
+    for name, other in (
+        ("ABC.TXT", "aBc.txt"),
+        ("two words.text", "TWO Words.TEXT"),
+        (LONGEST, LONGEST.upper()),
+    ):
+        assert volume.lookup(volume.root, other) == volume.lookup(volume.root, name)
+    with pytest.raises(FileNotFoundError):
+        volume.lookup(volume.root, "abcd.txt")
 
 
 def test_lower_case_flags(built: Built) -> None:
@@ -290,3 +303,32 @@ def test_exfat_names_of_any_length_and_loops(tmp_path: Path) -> None:
     data[at + 4] ^= 1  # an attribute: the sum is wrong
     with pytest.raises(DamagedError, match="sum"):
         opened(data).entries(2)
+
+
+def test_exfat_names_without_regard_to_case(tmp_path: Path) -> None:
+    made = skipping(lambda: exfat_volume(tmp_path, many=3))
+    assert made.path is not None
+    data = bytearray(made.path.read_bytes())
+    volume = opened(data)
+    assert volume.lookup(volume.root, "BIG.bin") == volume.lookup(volume.root, "big.bin")
+    place = exfat_upcase_place(volume.root_content())
+    assert place is not None
+    _, cluster, size = place
+    table = volume.system_file(cluster, size, "").read_at(0, size)
+    at = data.index(table)
+    assert volume._upcase().fold("ßäéΩωжИ😀") == "ßÄÉΩΩЖИ😀"  # type: ignore[union-attr]
+    data[at + 2 * ord("b")] ^= 1  # its sum is wrong: names are exact
+    broken = opened(data)
+    assert broken.lookup(broken.root, "big.bin")
+    with pytest.raises(FileNotFoundError):
+        broken.lookup(broken.root, "BIG.bin")
+
+
+@pytest.mark.parametrize("words", [[0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF], [0xFFFF, 0xFF00, *range(0x200)]])
+def test_exfat_tables_of_too_much(words: list[int]) -> None:
+    table = struct.pack(f"<{len(words)}H", *words)
+    total = 0
+    for byte in table:
+        total = ((total << 31 | total >> 1) + byte) & 0xFFFF_FFFF
+    with pytest.raises(DamagedError, match="characters"):
+        parse_exfat_upcase(table, total)
