@@ -69,6 +69,7 @@ class Mechanism:
 
 
 MECHANISMS = {  # in the order of preference
+    "devfuse": Mechanism("mounters.devfuse_mount", ("linux",), ""),
     "pyfuse3": Mechanism("mounters.pyfuse3_mount", ("linux",), "pip install 'imagefs[fuse]'"),
     "mfusepy": Mechanism(
         "mounters.fusepy_mount", ("linux", "darwin", "freebsd"), "pip install 'imagefs[mfusepy]'"
