@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from formats.blockreader import BlockReader
 from formats.errors import FormatError
-from imagefs.filesystems.runs import RunsReader
+from imagefs.left_out import bytes_left_out
 from imagefs.parallel import in_order, workers
 from imagefs.readahead import ReadAheadHandle
 from imagefs.tree import ImageTree
@@ -142,17 +142,6 @@ def hash_reader(
                         future.result()
                 progress(size)
     return {name: known.hexdigest() for name, known in hashes.items()}
-
-
-def bytes_left_out(reader: BlockReader, *, everything: bool = False) -> int:
-    """Return how many bytes of a file have a place on its volume, and are not in the image.
-
-    Counted by the image's blocks: a cluster that shares one with another file's counts as there, unless it is
-    known that ``everything`` is left out. 0 where that can't be told: for what is stored compressed.
-    """
-    if not isinstance(reader, RunsReader):
-        return 0
-    return reader.allocated() if everything else reader.not_stored()
 
 
 # how hashes are written

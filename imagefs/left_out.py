@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+from formats.blockreader import BlockReader
 from formats.container import Partition
 from formats.errors import FormatError
 from imagefs.filesystems.detect import recognise
 from imagefs.filesystems.ntfs import NtfsFileSystem
-from imagefs.hashing import bytes_left_out
-
-PAGING_FILES = ("pagefile.sys", "hiberfil.sys", "swapfile.sys")  # in the root directory of NTFS
+from imagefs.filesystems.ntfs.layout import PAGING_FILES
+from imagefs.filesystems.runs import RunsReader
 
 
 class LeftOutFile(NamedTuple):
@@ -41,3 +41,14 @@ def paging_files_left_out(partition: Partition, sector_size: int) -> list[LeftOu
     except FormatError:
         return None
     return found
+
+
+def bytes_left_out(reader: BlockReader, *, everything: bool = False) -> int:
+    """Return how many bytes of a file have a place on its volume, and are not in the image.
+
+    Counted by the image's blocks: a cluster that shares one with another file's counts as there, unless it is
+    known that ``everything`` is left out. 0 where that can't be told: for what is stored compressed.
+    """
+    if not isinstance(reader, RunsReader):
+        return 0
+    return reader.allocated() if everything else reader.not_stored()

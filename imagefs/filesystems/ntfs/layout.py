@@ -36,6 +36,8 @@ FILE_REPARSE = 0x400
 FILE_ENCRYPTED = 0x4000
 FILE_DIRECTORY = 0x10000000  # in $FILE_NAME only
 
+PAGING_FILES = ("pagefile.sys", "hiberfil.sys", "swapfile.sys")  # in the root; Windows makes them anew
+
 DOS_NAME = 2  # namespace of an 8.3 name beside a long one
 
 _BOOT = struct.Struct("<3x8sHB")  # jump; OEM name; bytes per sector; sectors per cluster

@@ -13,6 +13,7 @@ from imagefs.filesystems.ntfs.layout import (
     DIRECTORY,
     DOS_NAME,
     IN_USE,
+    PAGING_FILES,
     REFERENCE_MASK,
     ROOT,
     Attribute,
@@ -25,7 +26,6 @@ from imagefs.imaging.used_space.base import Runs
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, subtract, union
 from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.patterns import Patterns
-from imagefs.left_out import PAGING_FILES
 
 _RESERVED = 24  # records below are the file system's own, or kept for it
 _FILES_AT_ONCE = 1 << 14  # held against the files excluded
