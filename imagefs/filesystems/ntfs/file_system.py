@@ -27,12 +27,20 @@ from imagefs.filesystems.base import (
 from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs.data import open_attribute
 from imagefs.filesystems.ntfs.directories import Directories
+from imagefs.filesystems.ntfs.extended import (
+    VALUE_LIMIT,
+    SystemAttributes,
+    attribute_names,
+    security_id,
+    stream_of,
+)
 from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     DIRECTORY,
     ENCRYPTED,
     FILE_ENCRYPTED,
     FILE_SYSTEM,
+    FIRST_USER,
     IN_USE,
     REFERENCE_MASK,
     ROOT,
@@ -46,6 +54,7 @@ from imagefs.filesystems.ntfs.layout import (
 )
 from imagefs.filesystems.ntfs.listing import Listing
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_information
+from imagefs.filesystems.ntfs.owners import Owners
 from imagefs.filesystems.ntfs.quick import quick_node
 from imagefs.filesystems.ntfs.reparse import (
     INTX_LIMIT,
@@ -57,6 +66,7 @@ from imagefs.filesystems.ntfs.reparse import (
     reparse_type,
     tag_name,
 )
+from imagefs.filesystems.ntfs.security import Security
 from imagefs.filesystems.ntfs.streams import (
     WOF_STREAM,
     NodeNumbers,
@@ -68,7 +78,15 @@ from imagefs.filesystems.ntfs.streams import (
 )
 from imagefs.filesystems.ntfs.times import recorded_times, system_entries
 from imagefs.filesystems.tsk_image import TskFile, TskImage
-from mounters.tree import Attributes, Entry, NodeType, is_a_directory, not_a_directory, not_found
+from mounters.tree import (
+    Attributes,
+    Entry,
+    NodeType,
+    is_a_directory,
+    no_such_attribute,
+    not_a_directory,
+    not_found,
+)
 
 _REPARSE_LIMIT = 1 << 16  # bytes of a reparse point; Windows stops at 16 KiB
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
@@ -94,6 +112,11 @@ class NtfsFileSystem(FileSystem):
         self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
         self._tsk_lock = threading.Lock()
         self._mft = self._table(reader, boot)
+        security = Security(self._mft, self.block_size)
+        self._owners = Owners(self._mft, security)
+        self._system_attributes = SystemAttributes(
+            self._mft, security, self.block_size, self._find, raw_efs=self._options.raw_efs
+        )
         self._directories = Directories(self._mft, self.block_size, reader.size, self._recorded_type)
         self.label = self._read_label()
 
@@ -120,7 +143,7 @@ class NtfsFileSystem(FileSystem):
         ):
             entry, reference = listing.entries[position], listing.references[position]
             try:
-                sequence, node = quick_node(raw, entry.inode) or self._node(entry.inode)
+                sequence, node = quick_node(raw, entry.inode, self._owners) or self._node(entry.inode)
             except FormatError:
                 continue
             if sequence != reference >> 48:
@@ -192,6 +215,28 @@ class NtfsFileSystem(FileSystem):
             self._mft, self._stream(inode, name), f"stream {name!r} of file {inode}", self._options
         )
 
+    def extended_attributes(self, inode: int) -> Sequence[str]:
+        """Return the streams that are the user's attributes; a link and its like have none."""
+        return (
+            attribute_names([stream.name for stream in self.streams(inode)]) if self._is_user(inode) else ()
+        )
+
+    def extended_attribute(self, inode: int, name: str) -> bytes:
+        """Return the value of an attribute; E2BIG for a stream that is too large to be one."""
+        if isinstance(self._numbers.node(inode), StreamNode):
+            raise no_such_attribute(name)
+        value = None
+        if name in self._system_attributes:
+            record = self._mft.record(inode)
+            value = self._system_attributes.value(
+                record._replace(attributes=self._attributes_of(inode)), name
+            )
+        elif self._is_user(inode):
+            value = self._stream_value(inode, stream_of(name))
+        if value is None:
+            raise no_such_attribute(name)
+        return value
+
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
         """Return the times of a node's $STANDARD_INFORMATION, then of every $FILE_NAME."""
         made = self._numbers.node(inode)
@@ -220,7 +265,7 @@ class NtfsFileSystem(FileSystem):
                 known = self._node_of_stream(inode, made)
             else:
                 raw = self._mft.raw_record(inode)
-                known = quick_node(raw, inode) or self._node_of(parse_record(raw, inode))
+                known = quick_node(raw, inode, self._owners) or self._node_of(parse_record(raw, inode))
             self._nodes.put(inode, known)
         return known
 
@@ -260,12 +305,17 @@ class NtfsFileSystem(FileSystem):
             and attribute.value
             and attribute.value[65:66] != b"\2"
         )
+        user, group, execute = self._owners.of_file(
+            attributes, security_id(record._replace(attributes=attributes))
+        )
         return record.sequence, Attributes(
             inode=record.number,
             type=kind,
             size=size,
-            mode=_MODES[kind],
+            mode=_MODES[kind] | execute,
             links=max(1, links),
+            uid=user,
+            gid=group,
             modified=unix_nanoseconds(modified),
             accessed=unix_nanoseconds(accessed),
             changed=unix_nanoseconds(changed),
@@ -318,6 +368,22 @@ class NtfsFileSystem(FileSystem):
         if not extents:
             raise not_found(name)
         return extents
+
+    def _stream_value(self, inode: int, name: str | None) -> bytes | None:
+        """Return what a stream holds, None when there is none; E2BIG where Linux takes no such attribute."""
+        if name is None or name not in named_data(self._attributes_of(inode)):
+            return None
+        reader = self.open_stream(inode, name)
+        if reader.size > VALUE_LIMIT:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), name)
+        return reader.read_at(0, reader.size)
+
+    def _is_user(self, inode: int) -> bool:
+        """Tell whether a node has attributes of the user: a file or directory not of the volume itself."""
+        return (inode >= FIRST_USER or inode == ROOT) and self.attributes(inode).type in (
+            NodeType.FILE,
+            NodeType.DIRECTORY,
+        )
 
     def _node_of_stream(self, inode: int, node: StreamNode) -> tuple[int, Attributes]:
         sequence, host = self._node(node.record)

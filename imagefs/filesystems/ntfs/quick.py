@@ -5,6 +5,7 @@ time of parsing the record; it gives up on everything else, and a test compares 
 """
 
 import struct
+from collections.abc import Mapping
 
 from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
@@ -23,19 +24,27 @@ from mounters.tree import Attributes, NodeType
 _RECORD = struct.Struct("<4sHH8xH2xHHI4xQ")  # magic; fixups; sequence, first attribute, flags, used; base
 _ATTRIBUTE = struct.Struct("<IIBB2xH2xIH")  # type, length, non-resident, name length, flags, value's place
 _TIMES = struct.Struct("<QQQQI")  # created, modified, changed, accessed; file attributes
+_SECURITY_ID = struct.Struct("<52xI")  # in $STANDARD_INFORMATION too
 _SIZES = struct.Struct("<16xQ16xQQ")  # first VCN; allocated, size
 
 # module constants: looking up an enum's member takes as long as the rest of the loop
 _STANDARD_INFORMATION = int(AttributeType.STANDARD_INFORMATION)
 _FILE_NAME = int(AttributeType.FILE_NAME)
 _DATA = int(AttributeType.DATA)
+_EA = int(AttributeType.EA)
+_DESCRIPTOR = int(AttributeType.SECURITY_DESCRIPTOR)
 _UNUSUAL = (int(AttributeType.ATTRIBUTE_LIST), int(AttributeType.REPARSE_POINT))
+_STANDARD_SIZE = 72  # bytes; before NTFS 3 it had 48
+_WSL = b"$LX"  # EAs of Linux start so
 _END = 0xFFFFFFFF
 
 
-def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
+def quick_node(
+    raw: bytes, number: int, owners: Mapping[int | bytes, tuple[int, int]]
+) -> tuple[int, Attributes] | None:
     """Return a usual file's sequence number and attributes; None: see ``parse_record``, which also
-    says what is wrong with a damaged record.
+    says what is wrong with a damaged record. ``owners`` has the user and group of each security
+    id, and of each descriptor.
     """  # noqa: D205
     try:
         magic, fixups, sectors, sequence, position, flags, used, base = _RECORD.unpack_from(raw)
@@ -56,6 +65,7 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
                 fixups += 2
                 record[end - 2 : end] = raw[fixups : fixups + 2]
         times = None
+        owner: int | bytes = 0
         links = size = allocated = 0
         kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
             record, position
@@ -67,6 +77,8 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
             if kind in _UNUSUAL or (nonresident and kind < _DATA):
                 return None
             if kind == _STANDARD_INFORMATION:
+                if value_size >= _STANDARD_SIZE:
+                    (owner,) = _SECURITY_ID.unpack_from(record, position + offset)
                 times = _TIMES.unpack_from(record, position + offset)
             elif kind == _FILE_NAME:
                 links += record[position + offset + 65] != DOS_NAME
@@ -78,6 +90,10 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
                     first_vcn, allocated, size = _SIZES.unpack_from(record, position)
                     if first_vcn or size >> 63:
                         return None
+            elif kind == _DESCRIPTOR:
+                owner = owner or bytes(record[position + offset : position + offset + value_size])
+            elif kind == _EA and (nonresident or record.find(_WSL, position, end) >= 0):
+                return None
             position = end
             kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
                 record, position
@@ -87,14 +103,15 @@ def quick_node(raw: bytes, number: int) -> tuple[int, Attributes] | None:
     if times is None or times[4] & FILE_SYSTEM:
         return None
     created, modified, changed, accessed, _ = times
+    user, group = owners[owner]
     return sequence, Attributes(
         number,
         NodeType.FILE,
         size,
         0o444,
         links or 1,
-        0,
-        0,
+        user,
+        group,
         (modified - EPOCH) * 100,
         (accessed - EPOCH) * 100,
         (changed - EPOCH) * 100,

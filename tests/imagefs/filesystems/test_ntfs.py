@@ -286,7 +286,7 @@ def test_quick_attributes_are_the_parsed_ones(volume: NtfsFileSystem) -> None:
         raw = volume._mft.raw_record(number)
         if raw[:4] != b"FILE":
             continue
-        quick = quick_node(raw, number)
+        quick = quick_node(raw, number, volume._owners)
         if quick is not None:
             compared += 1
             assert quick == volume._node_of(parse_record(raw, number))
@@ -439,7 +439,7 @@ def patched(image: Path, inode: int, change: Callable[[bytearray], None]) -> Fil
         volume = NtfsFileSystem(reader)
         at = next(
             run[2] + inode % 4 * 1024
-            for run in volume._mft.data._parts(inode // 4 * 4096, 4096)  # type: ignore[attr-defined]
+            for run in volume._mft.data.parts(inode // 4 * 4096, 4096)  # type: ignore[attr-defined]
         )
     record = bytearray(data[at : at + 1024])
     place = struct.unpack_from("<H", record, 4)[0]
@@ -550,7 +550,7 @@ def test_a_name_of_another_file(volume: NtfsFileSystem, ntfs_image: Path) -> Non
 def test_torn_record(volume: NtfsFileSystem, ntfs_image: Path) -> None:
     inode = resolve(volume, "tail.bin")
     data = bytearray(ntfs_image.read_bytes())
-    at = next(p[2] for p in volume._mft.data._parts(inode * 1024, 1024))  # type: ignore[attr-defined]
+    at = next(p[2] for p in volume._mft.data.parts(inode * 1024, 1024))  # type: ignore[attr-defined]
     data[at + 511] ^= 1
     broken = open_file_system(BytesReader(bytes(data)))
     assert broken is not None
@@ -573,7 +573,7 @@ def test_unreadable_ranges(ntfs_image: Path) -> None:
         start = next(iter(sound._mft._runs([index], ""))).start
         assert start is not None
         file = sound.open(resolve(sound, "fragmented.bin"))
-        middle = next(part[2] for part in file._parts(file.size // 2, 1))  # type: ignore[attr-defined]
+        middle = next(part[2] for part in file.parts(file.size // 2, 1))  # type: ignore[attr-defined]
         packed = sound.open(resolve(sound, "compressed/text.txt"))
         assert isinstance(packed, BlockReader)
         broken = open_file_system(FailingReader(lower, (start, 1), (middle, 1)))
