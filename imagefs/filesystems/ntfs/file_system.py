@@ -1,21 +1,17 @@
 """NTFS, read from its own records.
 
 pytsk3 does not tell how much of a file is valid (what lies beyond reads as zeros), nor times before
-1970, nor reparse points, and reads directories ten times slower. So records, indexes and runs are read here;
-what is compressed goes through TSK, which is opened when the first such file is.
+1970, nor reparse points, and reads directories ten times slower. So records, indexes and data are read here.
 """
 
 import errno
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import pytsk3
-
-from formats.blockreader import BlockReader, BytesReader
-from formats.errors import DamagedError, FormatError, UnsupportedError
+from formats.blockreader import BlockReader
+from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import (
     NODES_KEPT,
     FileSystem,
@@ -25,7 +21,7 @@ from imagefs.filesystems.base import (
     VolumeOptions,
 )
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs.data import open_attribute
+from imagefs.filesystems.ntfs.data import REPARSE_LIMIT, open_attribute, open_file, stored_size
 from imagefs.filesystems.ntfs.directories import Directories
 from imagefs.filesystems.ntfs.extended import (
     VALUE_LIMIT,
@@ -38,7 +34,6 @@ from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     DIRECTORY,
     ENCRYPTED,
-    FILE_ENCRYPTED,
     FILE_SYSTEM,
     FIRST_USER,
     IN_USE,
@@ -48,6 +43,7 @@ from imagefs.filesystems.ntfs.layout import (
     Attribute,
     AttributeType,
     Record,
+    data_size,
     parse_boot,
     parse_record,
     unix_nanoseconds,
@@ -64,7 +60,6 @@ from imagefs.filesystems.ntfs.reparse import (
     reparse_tag,
     reparse_target,
     reparse_type,
-    tag_name,
 )
 from imagefs.filesystems.ntfs.security import Security
 from imagefs.filesystems.ntfs.streams import (
@@ -77,7 +72,6 @@ from imagefs.filesystems.ntfs.streams import (
     split_name,
 )
 from imagefs.filesystems.ntfs.times import recorded_times, system_entries
-from imagefs.filesystems.tsk_image import TskFile, TskImage
 from mounters.tree import (
     Attributes,
     Entry,
@@ -88,7 +82,6 @@ from mounters.tree import (
     not_found,
 )
 
-_REPARSE_LIMIT = 1 << 16  # bytes of a reparse point; Windows stops at 16 KiB
 _MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
 
 
@@ -104,13 +97,10 @@ class NtfsFileSystem(FileSystem):
     ) -> None:
         self._options = options or VolumeOptions()
         self._reader = reader
-        self._sector_size = sector_size
         boot = parse_boot(reader.read_at(0, 512))
         self.block_size = boot.cluster_size
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
         self._numbers = NodeNumbers()
-        self._tsk: tuple[TskImage, pytsk3.FS_Info] | None = None
-        self._tsk_lock = threading.Lock()
         self._mft = self._table(reader, boot)
         security = Security(self._mft, self.block_size)
         self._owners = Owners(self._mft, security)
@@ -185,20 +175,8 @@ class NtfsFileSystem(FileSystem):
             raise is_a_directory(str(inode))
         if node.type is not NodeType.FILE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        what = f"file {inode}"
         attributes = self._mft.attributes(self._mft.record(inode))
-        reparse = find(attributes, AttributeType.REPARSE_POINT)
-        if reparse:
-            tag = reparse_tag(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what)
-            raise UnsupportedError(f"{what} has its data elsewhere: {tag_name(tag)}")
-        data = find(attributes, AttributeType.DATA)
-        if not data:
-            return BytesReader(b"")
-        if data[0].flags & ENCRYPTED or standard_information(attributes, what)[-1] & FILE_ENCRYPTED:
-            raise UnsupportedError(f"{what} is encrypted by EFS")
-        if data[0].flags & COMPRESSED and data[0].value is None:
-            return self._open_compressed(inode, data[0], what)
-        return self._mft.value(data, what)
+        return open_file(self._mft, attributes, f"file {inode}", self._options)
 
     def streams(self, inode: int) -> Sequence[Stream]:
         """Return the named streams of a file or directory, without the one that WOF's compression keeps."""
@@ -207,7 +185,9 @@ class NtfsFileSystem(FileSystem):
         found = named_data(attributes)
         if WOF_STREAM in found and self._is_wof(attributes, what):
             del found[WOF_STREAM]
-        return [describe(name, extents, what) for name, extents in found.items()]
+        return [
+            describe(name, extents, what, raw_efs=self._options.raw_efs) for name, extents in found.items()
+        ]
 
     def open_stream(self, inode: int, name: str) -> BlockReader:
         """Return the data of a named stream, listed or not."""
@@ -295,7 +275,8 @@ class NtfsFileSystem(FileSystem):
                 or find(attributes, AttributeType.INDEX_ROOT, "$I30")
             )
             if data:
-                size, allocated = data[0].size, data[0].allocated
+                size = data_size(data[0], raw_efs=self._options.raw_efs)
+                allocated = stored_size(attributes, data[0])
                 if data[0].first_vcn or size >> 63:
                     raise DamagedError(f"{what}: the first part of its data is missing, or {size} bytes long")
         links = sum(
@@ -327,7 +308,7 @@ class NtfsFileSystem(FileSystem):
         """Return what a node is beyond directory and file: a link by reparse point or of Interix."""
         reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
-            value = self._mft.small_value(reparse, _REPARSE_LIMIT, what)
+            value = self._mft.small_value(reparse, REPARSE_LIMIT, what)
             return reparse_type(reparse_tag(value, what), kind)
         if flags & FILE_SYSTEM and kind is NodeType.FILE:
             head = self._intx(attributes, what)
@@ -345,7 +326,7 @@ class NtfsFileSystem(FileSystem):
         what = f"link {inode}"
         reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
-            return reparse_target(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what)
+            return reparse_target(self._mft.small_value(reparse, REPARSE_LIMIT, what), what)
         return intx_target(self._intx(attributes, what))
 
     # streams
@@ -387,7 +368,7 @@ class NtfsFileSystem(FileSystem):
 
     def _node_of_stream(self, inode: int, node: StreamNode) -> tuple[int, Attributes]:
         sequence, host = self._node(node.record)
-        known = describe(node.name, self._stream(*node), f"file {node.record}")
+        known = describe(node.name, self._stream(*node), f"file {node.record}", raw_efs=self._options.raw_efs)
         return sequence, replace(
             host,
             inode=inode,
@@ -402,7 +383,7 @@ class NtfsFileSystem(FileSystem):
         reparse = find(attributes, AttributeType.REPARSE_POINT)
         return (
             bool(reparse)
-            and reparse_tag(self._mft.small_value(reparse, _REPARSE_LIMIT, what), what) == ReparseTag.WOF
+            and reparse_tag(self._mft.small_value(reparse, REPARSE_LIMIT, what), what) == ReparseTag.WOF
         )
 
     def _attributes_of(self, inode: int) -> list[Attribute]:
@@ -433,17 +414,8 @@ class NtfsFileSystem(FileSystem):
         except FormatError:
             return otherwise
 
-    # the volume, and what TSK reads
+    # the volume
 
     def _read_label(self) -> str:
         names = find(self._mft.record(VOLUME).attributes, AttributeType.VOLUME_NAME)
         return decode_name(names[0].value or b"") if names else ""
-
-    def _open_compressed(self, inode: int, data: Attribute, what: str) -> BlockReader:
-        with self._tsk_lock:
-            if self._tsk is None:
-                image = TskImage(self._reader, self._sector_size)
-                with image.calls("NTFS volume"):
-                    self._tsk = image, pytsk3.FS_Info(image, 0, pytsk3.TSK_FS_TYPE_NTFS)
-            image, fs = self._tsk
-        return TskFile(image, fs, inode, data.size, what)

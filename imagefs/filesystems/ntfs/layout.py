@@ -27,13 +27,17 @@ FIRST_USER = 16  # records below are the file system's own
 IN_USE = 0x1  # record flags
 DIRECTORY = 0x2
 
-COMPRESSED = 0x00FF  # attribute flags
+COMPRESSED = 0x00FF  # attribute flags: the method
+LZNT1 = 0x0001
 ENCRYPTED = 0x4000
 SPARSE = 0x8000
 
 FILE_SYSTEM = 0x4  # file attributes in $STANDARD_INFORMATION and $FILE_NAME
 FILE_REPARSE = 0x400
+FILE_OFFLINE = 0x1000
 FILE_ENCRYPTED = 0x4000
+FILE_RECALL_ON_OPEN = 0x40000
+FILE_RECALL_ON_DATA_ACCESS = 0x400000
 FILE_DIRECTORY = 0x10000000  # in $FILE_NAME only
 
 PAGING_FILES = ("pagefile.sys", "hiberfil.sys", "swapfile.sys")  # in the root; Windows makes them anew
@@ -297,6 +301,17 @@ def parse_children(node: bytes | bytearray, header: int, what: str) -> list[int]
                 raise DamagedError(f"{what}: an index entry of {length} bytes with a block below it")
             children += struct.unpack_from("<Q", node, position - 8)
     return children
+
+
+def data_size(first: Attribute, *, raw_efs: bool) -> int:
+    """Return the bytes that are given of a $DATA attribute, by its first extent.
+
+    With ``raw_efs`` those that EFS encrypted are given in whole sectors of 512 bytes: that is what EFS
+    encrypts, and without the rest of the last one what is in it could not be decrypted.
+    """
+    if raw_efs and first.flags & ENCRYPTED and first.value is None:
+        return -(-first.size // SECTOR) * SECTOR
+    return first.size
 
 
 def unix_nanoseconds(filetime: int) -> int:

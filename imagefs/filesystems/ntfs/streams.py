@@ -7,7 +7,7 @@ from typing import NamedTuple
 from formats.errors import DamagedError
 from imagefs.filesystems.base import Stream
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs.layout import Attribute, AttributeType
+from imagefs.filesystems.ntfs.layout import Attribute, AttributeType, data_size
 
 WOF_STREAM = "WofCompressedData"  # of a file that WOF compressed: its stored bytes, which Windows hides
 _FIRST_NUMBER = 1 << 47  # record numbers have 32 bits; a tree takes the bits from 48 on
@@ -71,14 +71,14 @@ def attribute_name(attribute: Attribute) -> str:
     return decode_name(attribute.name.encode("utf-16-le", "surrogatepass"))
 
 
-def describe(name: str, extents: Sequence[Attribute], what: str) -> Stream:
+def describe(name: str, extents: Sequence[Attribute], what: str, *, raw_efs: bool = False) -> Stream:
     """Return what is known of a stream; DamagedError where its first part is missing."""
     first = extents[0]
     if first.first_vcn or first.size >> 63:
         raise DamagedError(
             f"{what}: the first part of stream {name!r} is missing, or {first.size} bytes long"
         )
-    return Stream(name, first.size, first.allocated)
+    return Stream(name, data_size(first, raw_efs=raw_efs), first.allocated)
 
 
 def split_name(name: str) -> Iterator[tuple[str, str]]:
