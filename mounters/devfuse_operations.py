@@ -16,6 +16,7 @@ from mounters.devfuse_protocol import (
     ENTRY_OUT,
     FOPEN_CACHE_DIR,
     FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
     GETXATTR_IN,
     GETXATTR_OUT,
     IN_HEADER,
@@ -59,7 +60,7 @@ _BODY = IN_HEADER.size  # offset of what follows a request's header
 _READDIR_OFFSET, _READDIR_SIZE = 1, 2  # in READ_IN
 _ENTRIES_KEPT = 300_000  # of directories that are being listed
 _FEW = 256  # entries of a directory whose attributes are read with the first of them
-_NO_ENTRY = (0,) * 22  # in READDIRPLUS: a name alone, its attributes are not told
+_NO_ENTRY: tuple[int, ...] = (0,) * 22  # in READDIRPLUS: a name alone, its attributes are not told
 
 Answer = bytes | None  # None: the kernel expects none
 
@@ -231,7 +232,7 @@ class Operations:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise _Failure(errno.EROFS)
         number = self._handles.add(inode, open_checked(self._tree, inode))
-        return OPEN_OUT.pack(number, FOPEN_KEEP_CACHE, 0)
+        return OPEN_OUT.pack(number, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0)
 
     def _read(self, inode: int, request: bytes) -> bytes:
         number, offset, size, *_ = READ_IN.unpack_from(request, _BODY)
@@ -305,11 +306,12 @@ class Operations:
 
     def _entry_with_attributes(self, listing: _Listing, at: int) -> bytes:
         number, name = listing.numbers[at], listing.names[at]
-        entry: tuple[int, ...] = _NO_ENTRY
+        entry, kind = _NO_ENTRY, listing.types[at]
         attributes = self._attributes_of(listing, at)
         if attributes is not None:
             entry = (number, 0, FOREVER, FOREVER, 0, 0, *attribute_fields(number, attributes))
-        record = DIRENTPLUS.pack(*entry, number, at + 1, len(name), listing.types[at])
+            kind = type_bits(attributes.type) >> 12
+        record = DIRENTPLUS.pack(*entry, number, at + 1, len(name), kind)
         return record + name + PADDING[len(name) & 7]
 
     def _attributes_of(self, listing: _Listing, at: int) -> Attributes | None:

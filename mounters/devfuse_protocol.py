@@ -57,6 +57,7 @@ class InitFlag(IntFlag):
 
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
+FOPEN_NOFLUSH = 1 << 5
 SEEK_DATA, SEEK_HOLE = 3, 4
 
 # Requests

@@ -35,12 +35,13 @@ class Scale:
 
     big: int = BIG
     small_files: int = 60_000
+    wide: int = 100_000  # files of one directory
     copied: int = 1500 * MIB
 
 
 def build(folder: Path, scale: Scale) -> BuiltDisk:
-    """Build the disk: one big file, many small files, and files of 1 MiB to copy."""
-    size = scale.big + scale.copied + scale.small_files * 6144 + 200 * MIB
+    """Build the disk: one big file, many small files, one wide directory, and files of 1 MiB to copy."""
+    size = scale.big + scale.copied + scale.small_files * 6144 + scale.wide * 2048 + 200 * MIB
     volume = make_ntfs(folder / "bench.volume", size // MIB * MIB, "bench")
     with mounted_ntfs(volume) as root:
         with (root / "big.bin").open("wb") as file:
@@ -52,6 +53,9 @@ def build(folder: Path, scale: Scale) -> BuiltDisk:
             if number % 100 == 0:
                 directory.mkdir(parents=True)
             (directory / f"file{number:06}.txt").write_bytes(noise(2, number * 800, 800))
+        (root / "wide").mkdir()
+        for number in range(scale.wide):
+            (root / "wide" / f"file{number:06}.txt").write_bytes(b"%d" % number)
         for number in range(scale.copied // MIB):
             directory = root / "copied" / f"{number // 50:02}"
             directory.mkdir(parents=True, exist_ok=True)
@@ -112,6 +116,27 @@ def find_attributes(root: Path) -> float:
     return done.stdout.count(b"\n") / (time.perf_counter() - start)
 
 
+def list_names(root: Path) -> float:
+    """List a wide directory; return names a second."""
+    start = time.perf_counter()
+    count = len(os.listdir(root / "wide"))  # noqa: PTH208
+    return count / (time.perf_counter() - start)
+
+
+def list_attributes(root: Path) -> float:
+    """List a wide directory as ``ls -l`` does; return names a second."""
+    start = time.perf_counter()
+    done = subprocess.run(["ls", "-l", "-n", "-U", root / "wide"], check=True, capture_output=True)
+    return done.stdout.count(b"\n") / (time.perf_counter() - start)
+
+
+def find_one(root: Path) -> float:
+    """Stat one name of a wide directory right after mounting; return how often that fits into a second."""
+    start = time.perf_counter()
+    (root / "wide" / "file004711.txt").stat()
+    return 1 / (time.perf_counter() - start)
+
+
 def read_randomly(root: Path, span: int) -> float:
     """Read 4 KiB at random; return reads a second."""
     chance = random.Random(1)
@@ -157,6 +182,9 @@ def compare(volume: Path, images: dict[str, tuple[Path, str]], scale: Scale, run
         "sequential read, 1 file": (read_sequentially, "MB/s", 1e6),
         "find -type f": (find_files, "files/s", 1),
         "find -size, attributes of all": (find_attributes, "files/s", 1),
+        "list a wide directory, names": (list_names, "names/s", 1),
+        "list a wide directory, ls -l": (list_attributes, "names/s", 1),
+        "first stat in it": (find_one, "/s", 1),
         "random 4 KiB, whole file, cold": (lambda root: read_randomly(root, scale.big), "reads/s", 1),
         "random 4 KiB, 128 MiB of it": (lambda root: read_randomly(root, min(HOT, scale.big)), "reads/s", 1),
     }
@@ -171,7 +199,7 @@ def compare(volume: Path, images: dict[str, tuple[Path, str]], scale: Scale, run
                 with imagefs(image, mechanism) as root:
                     ours[kind].append(measure(root))
         show(name, unit, scale_by, theirs, ours)
-    theirs, ours = [], {kind: [] for kind, (_, mechanism) in images.items() if mechanism == "pyfuse3"}
+    theirs, ours = [], {kind: [] for kind, (_, mechanism) in images.items() if mechanism == "devfuse"}
     for _ in range(runs):
         with ntfs_3g(volume) as root:
             theirs.append(copy_tree(root))
@@ -204,8 +232,9 @@ def run(folder: Path, runs: int, *, small: bool) -> None:
             writer.full([disk]).path.rename(path)
         disk.path.unlink()
     images = {
-        "zstd": (files["medium"], "pyfuse3"),
-        "uncompressed": (files["none"], "pyfuse3"),
+        "zstd": (files["medium"], "devfuse"),
+        "uncompressed": (files["none"], "devfuse"),
+        "zstd, pyfuse3": (files["medium"], "pyfuse3"),
         "zstd, mfusepy": (files["medium"], "mfusepy"),
     }
     compare(folder / "raw.ntfs", images, scale, runs)

@@ -69,6 +69,7 @@ class Node:
     read: Callable[[int, int], bytes] | None = None
     at_once: bool = False
     handle_size: int | None = None
+    data: range | None = None  # offsets of its data, between two holes
     lost: bool = False  # its attributes cannot be read
     values: dict[str, bytes] = field(default_factory=dict)  # of extended attributes
 
@@ -86,6 +87,18 @@ class MemoryHandle(Handle):
 
     def read_at_once(self, offset: int, length: int) -> bytes | None:
         return self.read(offset, length) if self._node.at_once else None
+
+    def next_data(self, offset: int) -> int | None:
+        data = self._node.data
+        if data is None:
+            return super().next_data(offset)
+        return max(offset, data.start) if offset < data.stop else None
+
+    def next_hole(self, offset: int) -> int:
+        data = self._node.data
+        if data is None:
+            return super().next_hole(offset)
+        return data.stop if offset in data else offset
 
     def close(self) -> None:
         self._opened.remove(self._node.attributes.inode)
@@ -111,6 +124,7 @@ class MemoryTree(Tree):
             "modified": 1_700_000_000 * SECOND + inode * 1_000_003,
             "accessed": 1_600_000_000 * SECOND + 1,
             "changed": -SECOND * 86400 * 365 + 999_999_999,  # 1969
+            "created": 1_500_000_000 * SECOND + inode * 1_000_003,
             "uid": 1000 + inode % 7,
             "gid": 2000 + inode % 5,
         }
@@ -141,6 +155,7 @@ class MemoryTree(Tree):
         self.file(root, "big.bin", 9 * MIB + 123, links=2)
         self.file(root, "cached.bin", 3 * MIB + 1).at_once = True
         self.file(root, "sparse.bin", 1 << 30, allocated=8192)
+        self.file(root, "holes.bin", 3 * MIB).data = range(MIB, 2 * MIB + 100)
         self.file(root, "setuid.bin", 10, mode=0o4751)
         self._fill_faults(root)
         self.file(root, "attributes.bin", 10).values = VALUES

@@ -27,6 +27,7 @@ class Mounted:
     pid: int
     tree: MemoryTree
     log: Path
+    mechanism: str
 
     def wait_ended(self, timeout: float = 15.0) -> bool:
         deadline = time.monotonic() + timeout
@@ -69,7 +70,7 @@ def memory_mount(folder: Path, mechanism: str, *flags: str) -> Iterator[Mounted]
     path.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pid = start_in_background(argv(path, mechanism, *flags), 60, log=log, environment=environment)
-    mounted = Mounted(path, pid, MemoryTree(), log)
+    mounted = Mounted(path, pid, MemoryTree(), log, mechanism)
     watchdog = threading.Timer(WATCHDOG, kill, [pid])
     watchdog.daemon = True
     watchdog.start()

@@ -243,6 +243,33 @@ def test_extended_attributes_as_tools_read_them(mounted: Mounted) -> None:
     assert b"system.ntfs_attrib=0x20000000" in done.stdout.splitlines()
 
 
+def test_holes(mounted: Mounted) -> None:
+    """What tells no holes tells a file of data alone; either is true."""
+    tells = mounted.mechanism == "devfuse"
+    with (mounted.path / "holes.bin").open("rb", buffering=0) as file:
+        fd, size, data = file.fileno(), 3 * MIB, range(MIB, 2 * MIB + 100) if tells else range(3 * MIB)
+        for offset in (0, 1, MIB - 1, MIB, MIB + 4097, data.stop - 1):
+            assert os.lseek(fd, offset, os.SEEK_DATA) == max(offset, data.start)
+            assert os.lseek(fd, offset, os.SEEK_HOLE) == (data.stop if offset in data else offset)
+        assert error_of(lambda: os.lseek(fd, size, os.SEEK_DATA)) == errno.ENXIO
+        assert error_of(lambda: os.lseek(fd, size + 1, os.SEEK_HOLE)) == errno.ENXIO
+        if tells:
+            assert error_of(lambda: os.lseek(fd, data.stop, os.SEEK_DATA)) == errno.ENXIO
+            assert os.lseek(fd, size - 1, os.SEEK_HOLE) == size - 1
+        assert os.lseek(fd, 0, os.SEEK_END) == size
+        assert os.pread(fd, 100, 5) == content(mounted.tree.resolve("holes.bin"), 5, 100)
+
+
+def test_the_time_of_creation(mounted: Mounted) -> None:
+    if mounted.mechanism != "devfuse":
+        pytest.skip("libfuse 3.14 asks nobody for it")
+    command = ["stat", "--format=%W %w", str(mounted.path / "big.bin")]
+    told = subprocess.run(command, check=True, capture_output=True, env={"TZ": "UTC"}, timeout=60).stdout
+    created = mounted.tree.attributes(mounted.tree.resolve("big.bin")).created
+    assert int(told.split()[0]) == created // 10**9
+    assert told.split()[2].endswith(b".%09d" % (created % 10**9))
+
+
 def test_size_of_the_file_system(mounted: Mounted) -> None:
     shown = os.statvfs(mounted.path)
     assert shown.f_blocks * shown.f_frsize == mounted.tree.size()
