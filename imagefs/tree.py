@@ -20,6 +20,7 @@ from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
 from formats.errors import FormatError, UnsupportedError
 from imagefs.filesystems import FileSystem, Stream, VolumeOptions, open_file_system
+from imagefs.filesystems.nested.shadows import Shadows, has_shadows
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
     Attributes,
@@ -84,6 +85,7 @@ class ImageTree(Tree):
     _volumes: dict[int, FileSystem] = field(default_factory=dict)
     _added: dict[int, dict[str, _Node]] = field(default_factory=dict)  # by inode number of a volume's root
     _added_inodes: set[int] = field(default_factory=set)
+    _nested: list[Shadows] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _total: int = 0
 
@@ -175,7 +177,8 @@ class ImageTree(Tree):
     def _load_volume(self, point: Point, disk: Disk, partition: Partition) -> _Volume | None:
         """Return a partition's file system. Damage under it shows as a directory that says so."""
         try:
-            file_system = open_file_system(partition.reader(), disk.sector_size, self.options)
+            reader = partition.reader()
+            file_system = open_file_system(reader, disk.sector_size, self.options)
         except UnsupportedError as error:
             log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
             return None
@@ -183,7 +186,34 @@ class ImageTree(Tree):
             return _Volume(0, _nanoseconds(point), problem=error)
         if file_system is None:
             return None
-        return self._new_volume(_nanoseconds(point), file_system)
+        volume = self._new_volume(_nanoseconds(point), file_system)
+        if file_system.kind == "NTFS" and has_shadows(reader):
+            load = partial(self._load_shadows, point, disk, partition, reader)
+            self._add_to_root(volume, "$Shadow", _Directory(0, volume.created, load))
+        return volume
+
+    def _load_shadows(
+        self, point: Point, disk: Disk, partition: Partition, volume: BlockReader
+    ) -> "Mapping[str, _Node]":
+        name = f"{disk.name}/{partition.name}"
+        opened = Shadows(volume, disk.sector_size, name, excluded=point.excluded)
+        self._nested.append(opened)
+        children: dict[str, _Node] = {}
+        for shadow in opened.shadows:
+            raw = _Raw(0, _nanoseconds(point), shadow.reader.size, partial(_same, shadow.reader))
+            children[f"{shadow.name}.raw"] = self._add(raw)
+            inner = self._inner_volume(point, shadow.reader, disk.sector_size)
+            if inner is not None:
+                children[shadow.name] = self._add(inner)
+        return children
+
+    def _inner_volume(self, point: Point, reader: BlockReader, sector_size: int) -> _Volume | None:
+        """Return the file system of a volume inside a volume."""
+        try:
+            file_system = open_file_system(reader, sector_size, self.options)
+        except FormatError as error:
+            return _Volume(0, _nanoseconds(point), problem=error)
+        return None if file_system is None else self._new_volume(_nanoseconds(point), file_system)
 
     def _new_volume(self, created: int, file_system: FileSystem) -> _Volume:
         with self._lock:
@@ -356,9 +386,11 @@ class ImageTree(Tree):
         return self._volumes.get(inode >> _VOLUME_SHIFT)
 
     def close(self) -> None:
-        """Release the file systems."""
+        """Release the file systems, and end the processes that read volumes inside volumes."""
         for volume in self._volumes.values():
             volume.close()
+        for nested in self._nested:
+            nested.close()
 
     def _volume(self, volume: int) -> FileSystem:
         try:
@@ -402,6 +434,10 @@ def _name_of(point: Point) -> str | None:
 def _again(error: FormatError) -> FormatError:
     """Return an error that is kept and raised many times; else each time would lengthen its traceback."""
     return error.with_traceback(None)
+
+
+def _same(reader: BlockReader) -> BlockReader:
+    return reader
 
 
 def own_number(inode: int) -> int:

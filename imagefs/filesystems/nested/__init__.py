@@ -1,0 +1,1 @@
+"""Volumes inside volumes, opened by C libraries that read hostile bytes, each in a process of its own."""

@@ -1,0 +1,270 @@
+"""A C library on hostile bytes, in a process of its own: what that does to itself is an error of one volume.
+
+The worker (``worker.py``) has no access to what is read: it asks for it, and the thread that waits for
+its answer serves these wishes from the volume's reader. So there is no thread of ours, and what the reader
+raises is raised where the volume is read, as it is.
+"""
+
+import json
+import os
+import selectors
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from formats.blockreader import BlockReader
+from formats.errors import DamagedError, FormatError, ReadError
+from imagefs.filesystems.base import LeastRecentlyUsed
+from imagefs.filesystems.nested import worker
+from imagefs.filesystems.nested.worker import DATA, ERROR, FAILED, HEADER, JSON, NEED, READ
+
+if sys.platform == "linux":
+    import fcntl
+
+MEMORY = 2 << 30  # bytes of address space, above what the started process has
+PATIENCE = 30.0  # seconds without a word of the worker
+LONGEST = 300.0  # seconds of the worker's own time for one answer
+_NEED_LIMIT = 1 << 24  # bytes that are asked for at once
+_JSON_LIMIT = 1 << 24
+_STEP = 1 << 20  # bytes of a volume that are read at once
+_BLOCK = 1 << 16  # bytes: what is read for less, and kept
+_KEPT = 128
+
+
+class Isolated:
+    """A library's view of some readers. Safe from threads: one request at a time.
+
+    Once the worker has died or hung, everything raises the same DamagedError: it is not started again.
+    """
+
+    def __init__(
+        self, kind: str, readers: Sequence[BlockReader], name: str, *, keys: Sequence[bytes] = ()
+    ) -> None:
+        self.name = name
+        self._readers = list(readers)
+        self._lock = threading.Lock()
+        self._problem: DamagedError | None = None
+        self._failure: BaseException | None = None
+        self._received = bytearray()
+        self.process = _start()
+        self._end = weakref.finalize(self, _end, self.process)
+        asked = {
+            "kind": kind,
+            "sizes": [reader.size for reader in readers],
+            "keys": [key.hex() for key in keys],
+            "memory": MEMORY,
+        }
+        try:
+            self.told = self._told(json.dumps(asked).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def _told(self, asked: bytes) -> dict[str, Any]:
+        answer = self._request(worker.OPEN, asked, JSON, _JSON_LIMIT)
+        try:
+            told = json.loads(answer)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise self._broken("the library that reads it answered nonsense")
+        return told
+
+    def read(self, item: int, offset: int, length: int) -> bytes:
+        """Return exactly these bytes of an item; raises DamagedError, and what the readers raise."""
+        data = self._request(worker.ASK, READ.pack(item, offset, length), DATA, length)
+        if len(data) != length:
+            raise DamagedError(f"{self.name}: {len(data)} of {length} bytes could be read at {offset}")
+        return data
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._problem is None:
+            self._problem = DamagedError(f"{self.name}: closed")
+        self.process.kill()  # whoever waits for an answer waits no longer
+        with self._lock:
+            self._end()
+
+    def _request(self, kind: int, message: bytes, expected: int, limit: int) -> bytes:
+        with self._lock:
+            if self._problem is not None:
+                raise self._problem.with_traceback(None)
+            self._failure = None
+            self._send(kind, message)
+            left = LONGEST
+            while True:
+                started = time.monotonic()
+                answer, data = self._receive(min(PATIENCE, left), max(limit, 4096))
+                left -= time.monotonic() - started
+                if answer != NEED:
+                    break
+                self._serve(data)
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            if answer == ERROR:
+                raise DamagedError(f"{self.name}: {_plain(data)}")
+            if answer != expected:
+                raise self._broken("the library that reads it answered nonsense")
+            return data
+
+    def _serve(self, data: bytes) -> None:
+        """Give the worker bytes of a reader, or keep why they can't be had."""
+        try:
+            number, offset, length = READ.unpack_from(data)
+            reader = self._readers[number]
+        except (ValueError, IndexError, struct.error):
+            raise self._broken("the library that reads it asked for nonsense") from None
+        if len(data) != READ.size + 1 or length > _NEED_LIMIT or offset + length > reader.size:
+            raise self._broken("the library that reads it asked for nonsense")
+        try:
+            answer = reader.read_at(offset, length)
+        except FormatError as error:
+            if not data[-1] and self._failure is None:
+                self._failure = error
+            self._send(FAILED, b"")
+        else:
+            self._send(DATA, answer)
+
+    def _send(self, kind: int, data: bytes) -> None:
+        pipe = self.process.stdin
+        assert pipe is not None
+        message = memoryview(HEADER.pack(len(data), kind) + data)
+        try:
+            # A worker that has stopped does not empty its pipe; it is ended then.
+            with selectors.DefaultSelector() as ready:
+                ready.register(pipe, selectors.EVENT_WRITE)
+                while message:
+                    if not ready.select(PATIENCE):
+                        raise self._broken(f"the library that reads it has not gone on for {PATIENCE:.0f} s")
+                    message = message[pipe.write(message) or 0 :]
+        except (OSError, ValueError):
+            raise self._broken("the library that reads it ended unexpectedly") from None
+
+    def _receive(self, patience: float, limit: int) -> tuple[int, bytes]:
+        """Return the worker's next message, of at most ``limit`` bytes."""
+        deadline = time.monotonic() + patience
+        length, kind = HEADER.unpack(self._exactly(HEADER.size, deadline))
+        if length > limit:
+            raise self._broken("the library that reads it answered nonsense")
+        return kind, self._exactly(length, deadline)
+
+    def _exactly(self, length: int, deadline: float) -> bytes:
+        pipe, received = self.process.stdout, self._received
+        assert pipe is not None
+        try:
+            with selectors.DefaultSelector() as ready:
+                ready.register(pipe, selectors.EVENT_READ)
+                while len(received) < length:
+                    if not ready.select(max(0.0, deadline - time.monotonic())):
+                        raise self._broken(f"the library that reads it has not gone on for {PATIENCE:.0f} s")
+                    piece = pipe.read(max(length - len(received), 1 << 16))
+                    if piece == b"":
+                        raise self._broken("the library that reads it ended unexpectedly")
+                    received += piece or b""
+        except (OSError, ValueError):
+            raise self._broken("the library that reads it ended unexpectedly") from None
+        data = bytes(received[:length])
+        del received[:length]
+        return data
+
+    def _broken(self, what: str) -> DamagedError:
+        """Give the worker up."""
+        if self._problem is None:
+            self._problem = DamagedError(f"{self.name}: {what}")
+        self._end()
+        return self._problem
+
+
+class IsolatedReader(BlockReader):
+    """The bytes of one item of an isolated library; raises DamagedError, and what the readers below raise.
+
+    Less than 64 KiB are read with what is around them, which is kept, where all of that can be had.
+    """
+
+    def __init__(self, isolated: Isolated, item: int, size: int) -> None:
+        super().__init__(size)
+        self._isolated = isolated
+        self._item = item
+        self._kept: LeastRecentlyUsed[int, bytes] = LeastRecentlyUsed(_KEPT)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if length >= _BLOCK:
+            steps = range(offset, offset + length, _STEP)
+            return _joined([self._directly(at, min(_STEP, offset + length - at)) for at in steps])
+        pieces = []
+        while length:
+            index, inside = divmod(offset, _BLOCK)
+            step = min(length, _BLOCK - inside)
+            block = self._block(index)
+            pieces.append(self._directly(offset, step) if block is None else block[inside : inside + step])
+            offset, length = offset + step, length - step
+        return _joined(pieces)
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
+        index, inside = divmod(offset, _BLOCK)
+        if inside + length > _BLOCK:
+            return None
+        block = self._kept.get(index)
+        return block[inside : inside + length] if block else None
+
+    def _block(self, index: int) -> bytes | None:
+        """Return a block, None where not all of it can be had."""
+        block = self._kept.get(index)
+        if block is None:
+            at = index * _BLOCK
+            try:
+                block = self._directly(at, min(_BLOCK, self.size - at))
+            except FormatError:
+                block = b""
+            self._kept.put(index, block)
+        return block or None
+
+    def _directly(self, offset: int, length: int) -> bytes:
+        return self._isolated.read(self._item, offset, length)
+
+
+def _joined(pieces: Sequence[bytes]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _plain(text: bytes) -> str:
+    """Return what a library says in one line that a terminal can show."""
+    said = text.decode("utf-8", "replace").split("libcerror", maxsplit=1)[0]
+    return "".join(letter for letter in said if letter.isprintable())[:300] or "unreadable"
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(worker.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise ReadError(f"a process that reads a volume can't be started: {error.strerror}") from error
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        os.set_blocking(pipe.fileno(), False)
+        if sys.platform == "linux":  # an answer goes through in one go, where there may be so large pipes
+            with suppress(OSError):
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _STEP)
+    return process
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a worker at once: there is nothing that it would have to finish."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
