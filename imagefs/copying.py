@@ -15,6 +15,7 @@ from pathlib import Path
 from formats.blockreader import BlockReader
 from formats.errors import FormatError
 from imagefs.readahead import ReadAheadHandle
+from imagefs.stream_copies import copy_ntfs_attributes, copy_streams
 from imagefs.tree import ImageTree
 from mounters.tree import Attributes, NodeType
 
@@ -42,12 +43,21 @@ class _Job:
     attributes: Attributes
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The copy of a file with several names."""
+
+    path: Path
+    identity: tuple[int, int]
+
+
 class _Copy:
     """One call of ``copy_out``."""
 
-    def __init__(self, tree: ImageTree, *, overwrite: bool, progress: Progress) -> None:
+    def __init__(self, tree: ImageTree, *, overwrite: bool, streams: bool, progress: Progress) -> None:
         self.tree = tree
         self.overwrite = overwrite
+        self.streams = streams
         self.result = CopyResult()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -58,6 +68,9 @@ class _Copy:
         self._targets: set[Path] = set()
         self.directories: list[_Job] = []
         self.files: list[_Job] = []
+        self.links: list[_Job] = []  # further names of what is in ``files``
+        self._linked: set[int] = set()  # inodes of files with several names
+        self._made: dict[int, _Made] = {}  # their copies
 
     def stop(self) -> None:
         """Let the files that are being copied end soon, without a trace."""
@@ -85,6 +98,11 @@ class _Copy:
                     )
                     continue
                 self._targets.add(job.target)
+                if job.attributes.type is NodeType.FILE and job.attributes.links > 1:
+                    if job.attributes.inode in self._linked:
+                        self.links.append(job)
+                        continue
+                    self._linked.add(job.attributes.inode)
                 self.files.append(job)
                 self._total += job.attributes.size
                 continue
@@ -120,10 +138,42 @@ class _Copy:
         with self._lock:
             self.result.files += 1
 
+    def link(self, job: _Job) -> None:
+        """Give a copied file one more name; where that can't be, copy it again."""
+        made = self._made.get(job.attributes.inode)
+        try:
+            is_linked = made is not None and self._hard_link(made, job)
+        except OSError as error:
+            self.fail(job.path, error)
+        else:
+            if not is_linked:
+                self._total += job.attributes.size
+                self.copy(job)
+
+    def _hard_link(self, made: _Made, job: _Job) -> bool:
+        self._refuse_existing(job.target)
+        scratch = _scratch(job.target)
+        try:
+            try:
+                os.link(made.path, scratch)
+            except OSError:  # another file system, one without hard links, or too many of them
+                return False
+            if _identity(scratch.lstat()) != made.identity:
+                return False  # somebody put another file there
+            if self.overwrite:
+                scratch.replace(job.target)
+            else:
+                os.link(scratch, job.target)
+        finally:
+            scratch.unlink(missing_ok=True)  # also where replacing did nothing: it was the same file already
+        with self._lock:
+            self.result.files += 1
+        return True
+
     def _link(self, job: _Job) -> None:
         target = self.tree.read_link(job.attributes.inode)
         self._refuse_existing(job.target)
-        scratch = job.target.with_name(f".{os.urandom(8).hex()}.imagefs")
+        scratch = _scratch(job.target)
         scratch.symlink_to(target)
         try:
             self._put(scratch, job)
@@ -139,12 +189,15 @@ class _Copy:
         try:
             with os.fdopen(number, "wb", buffering=0) as file:
                 self._write(reader, file)
+                identity = _identity(os.fstat(file.fileno()))
                 if self.overwrite:
                     os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
             self._put(scratch, job)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+        if job.attributes.inode in self._linked:
+            self._made[job.attributes.inode] = _Made(job.target, identity)
 
     def _write(self, reader: BlockReader, target: RawIOBase) -> None:
         """Write data runs; holes stay holes."""
@@ -169,6 +222,7 @@ class _Copy:
         is_link = job.attributes.type is NodeType.LINK
         if not is_link:
             scratch.chmod((job.attributes.mode | stat.S_IWUSR) & 0o777 & ~self._umask)
+        self.keep_streams(scratch, job)
         _set_times(scratch, job.attributes)
         if self.overwrite:
             scratch.replace(job.target)
@@ -187,6 +241,16 @@ class _Copy:
             else:
                 scratch.unlink()
 
+    def keep_streams(self, copy: Path, job: _Job) -> None:
+        """Give a copy what its node has beside data, if that is wanted."""
+        if not self.streams:
+            return
+        inode = job.attributes.inode
+        for name, error in copy_streams(self.tree, inode, copy, overwrite=self.overwrite):
+            self.fail(f"{job.path}:{name}" if name else job.path, error)
+        for _, error in copy_ntfs_attributes(self.tree, inode, copy):
+            self.fail(job.path, error)
+
     def _refuse_existing(self, target: Path) -> None:
         if not self.overwrite and os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "is there already; --overwrite replaces it", str(target))
@@ -198,17 +262,20 @@ def copy_out(
     target: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    streams: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> CopyResult:
     """Copy nodes of a tree, directories with all that is in them.
 
     ``target`` is a directory to copy into, or, for one path, a name that is not there yet or a file to
-    replace. Times, symbolic links and holes are kept, hard links become files of their own. Each file is
-    written under a temporary name in its folder and renamed; what is there is never replaced unless
-    ``overwrite``. What can't be copied is told in the result, and the rest goes on. Raises OSError when a
-    path is not in the tree or the target is no place for it, FormatError when a path can't be read.
+    replace. Times, holes and links are kept, hard ones among what is copied. With ``streams``, so are named
+    streams, as ``user.`` extended attributes, on Windows as streams, and on NTFS the time of creation and
+    the file attributes. Each file is written under a temporary name in its folder and renamed; what is there
+    is never replaced unless ``overwrite``. What can't be copied is told in the result, and the rest goes on.
+    Raises OSError when a path is not in the tree or the target is no place for it, FormatError when a path
+    can't be read.
     """
-    copy = _Copy(tree, overwrite=overwrite, progress=progress)
+    copy = _Copy(tree, overwrite=overwrite, streams=streams, progress=progress)
     is_named_as_folder = os.fspath(target).endswith(os.sep)
     target = Path(target)
     into = target.is_dir()
@@ -236,7 +303,10 @@ def copy_out(
             copy.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    for job in copy.links:
+        copy.link(job)
     for job in reversed(copy.directories):  # the innermost first: what comes into one changes its time
+        copy.keep_streams(job.target, job)
         with suppress(OSError):
             _set_times(job.target, job.attributes)
     return copy.result
@@ -249,6 +319,14 @@ def _make_directory(path: Path) -> None:
     except FileExistsError:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise
+
+
+def _scratch(target: Path) -> Path:
+    return target.with_name(f".{os.urandom(8).hex()}.imagefs")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _check_name(name: str) -> None:

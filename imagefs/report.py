@@ -1,6 +1,6 @@
 """What ``info``, ``points``, ``ls`` and ``verify`` report, as documents of stable keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from formats.container import (
     UnreadableSource,
 )
 from formats.errors import FormatError
+from imagefs.filesystems import Stream
 from imagefs.left_out import paging_files_left_out
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
@@ -174,9 +175,11 @@ def _reason(point: Point) -> str | None:
     return str(reason.what) if reason is point.problem else str(reason)
 
 
-def entry_document(name: str, attributes: Attributes, target: str | None = None) -> dict[str, Any]:
-    """Return what ``ls`` tells of a node; ``target`` is a link's."""
-    document = {
+def entry_document(
+    name: str, attributes: Attributes, target: str | None = None, streams: Sequence[Stream] | None = None
+) -> dict[str, Any]:
+    """Return what ``ls`` tells of a node; ``target`` is a link's, ``streams`` are told where asked for."""
+    document: dict[str, Any] = {
         "name": name,
         "type": str(attributes.type),
         "size": attributes.size,
@@ -186,7 +189,14 @@ def entry_document(name: str, attributes: Attributes, target: str | None = None)
     }
     if target is not None:
         document["target"] = target
+    if streams is not None:
+        document["streams"] = streams_document(streams)
     return document
+
+
+def streams_document(streams: Sequence[Stream]) -> list[dict[str, Any]]:
+    """Return what ``ls`` tells of a node's streams."""
+    return [{"name": stream.name, "size": stream.size} for stream in streams]
 
 
 def bad_document(bad: BadBlock) -> dict[str, Any]:

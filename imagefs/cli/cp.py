@@ -23,6 +23,14 @@ def cp(
         typer.Argument(metavar="PATH … TARGET", help="Paths in the tree, then a folder or file to copy to."),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    streams: Annotated[
+        bool,
+        typer.Option(
+            "--streams",
+            help="Copy named streams too: as user. extended attributes, on Windows as streams. On NTFS also"
+            " the time of creation and the file attributes.",
+        ),
+    ] = False,
     deleted: Deleted = False,
     raw_efs: RawEfs = False,
     volume_keys: VolumeKeys = None,
@@ -30,9 +38,9 @@ def cp(
 ) -> None:
     """Copy files and directories, with all that is in them, out of an image.
 
-    Times, symbolic links and holes are kept; hard links become files of their own. What is there already
-    is left alone, and told, unless --overwrite is given. A file that can't be read is told and the others
-    are copied.
+    Times, links and holes are kept. What is there already is left alone, and told, unless --overwrite is
+    given. What can't be read, or not be kept by the target, is told and the rest is copied. PATH may be a
+    named stream of a file, as file:stream.
 
     Example: imagefs cp 2394E9AA621DDC3A-00-00.mrimgx disk4/p1/readme.txt .
 
@@ -48,6 +56,7 @@ def cp(
             wanted,
             target,
             overwrite=overwrite,
+            streams=streams,
             progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
         )
     for failure in result.failures:

@@ -1,5 +1,6 @@
 """``imagefs ls``: list a directory of the tree."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -21,15 +22,20 @@ from imagefs.cli.common import (
     tell_left_out,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
-from imagefs.report import entry_document, time_text
+from imagefs.filesystems import Stream
+from imagefs.report import entry_document, streams_document, time_text
 from mounters.tree import Attributes, NodeType
 
+_Row = tuple[str, str, str, str]
 _MARKS = {NodeType.DIRECTORY: "d", NodeType.LINK: "l", NodeType.OTHER: "o", NodeType.FILE: "-"}
 
 
 def ls(
     source: SourceArgument,
     path: Annotated[str, typer.Argument(help="A path in the tree, such as disk4/p1.")] = "",
+    streams: Annotated[
+        bool, typer.Option("--streams", help="List named streams too, as name:stream.")
+    ] = False,
     deleted: Deleted = False,
     raw_efs: RawEfs = False,
     volume_keys: VolumeKeys = None,
@@ -49,8 +55,10 @@ def ls(
         if inode == tree.root:
             tell_left_out(opened_source)
         attributes = tree.attributes(inode)
+        own: Sequence[Stream] | None = None  # of the directory itself
         listed: list[tuple[str, int, Attributes | None]]
         if attributes.type is NodeType.DIRECTORY:
+            own = tree.streams(inode) if streams else None
             listed = [(e.name, e.inode, known) for e, known in tree.entries_with_attributes(inode)]
         else:
             listed = [(path.rstrip("/").rpartition("/")[2], inode, attributes)]
@@ -59,21 +67,35 @@ def ls(
             try:
                 known = maybe or tree.attributes(number)
                 target = tree.read_link(number) if known.type is NodeType.LINK else None
+                beside = tree.streams(number) if streams else None
             except (FormatError, OSError) as error:
                 say(f"{path}/{name}: {message_of(error)}")
                 failed = True
             else:
-                found.append((name, known, target))
+                found.append((name, known, target, beside))
     if json:
-        print_json({"entries": [entry_document(name, known, target) for name, known, target in found]})
+        whole = {"entries": [entry_document(*item) for item in found]}
+        print_json(whole if own is None else {**whole, "streams": streams_document(own)})
     else:
-        for line in columns([_row(*item) for item in found], right=(1,)):
+        rows = [*_stream_rows("", attributes, own), *(row for item in found for row in _rows(*item))]
+        for line in columns(rows, right=(1,)):
             output.print(line)
     if failed:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)
 
 
-def _row(name: str, known: Attributes, target: str | None) -> tuple[str, str, str, str]:
-    modified = time_text(known.modified).partition(".")[0].removesuffix("Z")
+def _rows(
+    name: str, known: Attributes, target: str | None, streams: Sequence[Stream] | None
+) -> Iterator[_Row]:
     shown = name_text(name) + (f" -> {name_text(target)}" if target is not None else "")
-    return _MARKS[known.type], str(known.size), modified, shown
+    yield _MARKS[known.type], str(known.size), _time(known), shown
+    yield from _stream_rows(name, known, streams)
+
+
+def _stream_rows(name: str, known: Attributes, streams: Sequence[Stream] | None) -> Iterator[_Row]:
+    for stream in streams or ():
+        yield _MARKS[NodeType.FILE], str(stream.size), _time(known), name_text(f"{name}:{stream.name}")
+
+
+def _time(known: Attributes) -> str:
+    return time_text(known.modified).partition(".")[0].removesuffix("Z")

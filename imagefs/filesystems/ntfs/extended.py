@@ -17,6 +17,7 @@ from imagefs.filesystems.ntfs.layout import (
     EXTEND,
     FILE_ENCRYPTED,
     REFERENCE_MASK,
+    ROOT,
     AttributeType,
     Record,
 )
@@ -184,7 +185,9 @@ def _times(file: Record, form: str) -> bytes:
 
 
 def _dos_name(file: Record) -> bytes | None:
-    """Return the 8.3 name in upper case."""
+    """Return the 8.3 name in upper case; the root has none, only "."."""
+    if file.number == ROOT:
+        return None
     names = [
         attribute.value
         for attribute in file.attributes
