@@ -19,7 +19,14 @@ from functools import partial
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
 from formats.errors import FormatError, UnsupportedError
-from imagefs.filesystems import FileSystem, Stream, VolumeOptions, open_file_system
+from imagefs.filesystems import (
+    FileSystem,
+    Recovery,
+    Stream,
+    VolumeOptions,
+    open_deleted,
+    open_file_system,
+)
 from imagefs.filesystems.nested.shadows import Shadows, has_shadows
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
@@ -190,7 +197,19 @@ class ImageTree(Tree):
         if file_system.kind == "NTFS" and has_shadows(reader):
             load = partial(self._load_shadows, point, disk, partition, reader)
             self._add_to_root(volume, "$Shadow", _Directory(0, volume.created, load))
+        if self.options.deleted:
+            self._add_deleted(volume, reader, disk.sector_size, is_held=point.holds_free_space)
         return volume
+
+    def _add_deleted(self, volume: _Volume, reader: BlockReader, sector_size: int, *, is_held: bool) -> None:
+        """Show a volume's deleted files; ``is_held``: its reader has what is in free clusters."""
+        try:
+            deleted = open_deleted(reader, sector_size, self.options, is_held=is_held)
+        except FormatError as error:
+            self._add_to_root(volume, "$Deleted", _Volume(0, volume.created, problem=error))
+        else:
+            if deleted is not None:
+                self._add_to_root(volume, "$Deleted", self._new_volume(volume.created, deleted))
 
     def _load_shadows(
         self, point: Point, disk: Disk, partition: Partition, volume: BlockReader
@@ -357,6 +376,11 @@ class ImageTree(Tree):
         if not volume:
             raise not_found(name)
         return self._volume(volume).open_stream(own, name)
+
+    def recovery(self, inode: int) -> Recovery | None:
+        """Return what is left of a deleted file, None for anything else."""
+        volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
+        return self._volume(volume).recovery(own) if volume else None
 
     def extended_attributes(self, inode: int) -> Sequence[str]:
         """Return the names of a node's extended attributes that are listed."""

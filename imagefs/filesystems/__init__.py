@@ -10,7 +10,7 @@ from imagefs.filesystems.base import (
     VolumeKey,
     VolumeOptions,
 )
-from imagefs.filesystems.detect import open_file_system
+from imagefs.filesystems.detect import open_deleted, open_file_system
 
 __all__ = [
     "FileSystem",
@@ -21,5 +21,6 @@ __all__ = [
     "Stream",
     "VolumeKey",
     "VolumeOptions",
+    "open_deleted",
     "open_file_system",
 ]

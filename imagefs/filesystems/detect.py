@@ -11,6 +11,7 @@ from imagefs.filesystems.base import FileSystem, VolumeOptions
 from imagefs.filesystems.ext import ExtFileSystem
 from imagefs.filesystems.fat import FatFileSystem
 from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs.deleted import DeletedNtfs
 from imagefs.filesystems.tsk import TskFileSystem
 from imagefs.filesystems.tsk_image import TskImage
 from mounters.tree import NodeType
@@ -81,6 +82,19 @@ def _open(family: str, reader: BlockReader, sector_size: int, options: VolumeOpt
     if family == "ISO 9660":
         label = reader.read_at(0x8000 + 40, 32).decode("ascii", "replace").rstrip(" \0")
     return TskFileSystem(reader, image, fs, kind=family, label=label, direct=family != "ISO 9660")
+
+
+def open_deleted(
+    reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None, *, is_held: bool
+) -> FileSystem | None:
+    """Return the deleted files of a volume as a file system, None where those of its kind can't be found.
+
+    ``is_held`` says that free clusters are as they were on the source. Raises as ``open_file_system`` does.
+    """
+    family = recognise(reader)
+    if family == "NTFS":
+        return DeletedNtfs(reader, sector_size, options, is_held=is_held)
+    return None
 
 
 def recognise(reader: BlockReader) -> str | None:
