@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,12 +54,20 @@ def build_set(folder: Path, scratch: Path, name: str) -> BuiltSet:
 def with_files(written: WrittenFile) -> list[BuiltPartition]:
     """Return the partitions of a backup's disk that hold a file system."""
     (disk,) = written.disks
-    return [partition for partition in disk.partitions if partition.kind != "unknown"]
+    return [as_shown(partition) for partition in disk.partitions if partition.kind != "unknown"]
+
+
+def as_shown(part: BuiltPartition) -> BuiltPartition:
+    """Return what a partition is shown with: links to another volume are files that hold their targets."""
+    elsewhere = {name: target for name, target in part.links.items() if target[1:2] == ":"}
+    hashes = {name: hashlib.sha256(target.encode()).hexdigest() for name, target in elsewhere.items()}
+    inside = {name: target for name, target in part.links.items() if name not in elsewhere}
+    return replace(part, files=part.files | hashes, links=inside)
 
 
 def expected_target(target: str) -> str:
-    """Return how a link is shown: relative ones with slashes, absolute ones as Windows shows them."""
-    return target if target[1:2] == ":" else target.replace("\\", "/")
+    """Return how a link is shown."""
+    return target.replace("\\", "/")
 
 
 def expected_directories(part: BuiltPartition) -> set[str]:

@@ -23,7 +23,7 @@ from formats.errors import DamagedError, FormatError
 from imagefs.tree import ImageTree
 from imagefs.verify import verify
 from tests.conftest import mounted, run_imagefs
-from tests.imagefs.built import SYSTEM, BuiltSet, check_directory, sha256_of, too_long
+from tests.imagefs.built import SYSTEM, BuiltSet, as_shown, check_directory, sha256_of, too_long
 
 BLOCK = 65536
 
@@ -37,7 +37,7 @@ class Damaged:
 
     def part(self, number: int) -> BuiltPartition:
         (disk,) = self.written.disks
-        return disk.partition(number)
+        return as_shown(disk.partition(number))
 
     @contextmanager
     def block(self, number: int, block: int) -> Iterator[None]:
@@ -75,7 +75,7 @@ def multi(built_set: Callable[[str], BuiltSet], tmp_path: Path) -> Damaged:
 def ntfs_volume(built_set: Callable[[str], BuiltSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the NTFS partition as a file of its own, for other tools."""
     (disk,) = built_set("multi").full.disks
-    part = disk.partition(3)
+    part = as_shown(disk.partition(3))
     path = tmp_path_factory.mktemp("ntfs") / "volume"
     with disk.path.open("rb") as source:
         source.seek(part.offset)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from formats.errors import DamagedError
 from imagefs.filesystems.base import LeastRecentlyUsed
+from imagefs.filesystems.names import decode_name, plain_name
 from imagefs.filesystems.ntfs.index import DirectoryIndex, open_index
 from imagefs.filesystems.ntfs.layout import DOS_NAME
 from imagefs.filesystems.ntfs.mft import MasterFileTable
@@ -61,16 +62,23 @@ class Descents:
             self._searches[inode] += 1
             return blocks > _SMALL and self._searches[inode] <= max(_SMALL, blocks // _SHARE)
 
-    def find(self, inode: int, name: str, upcase: UpCase, *, ignore_case: bool) -> int | None:
-        """Return the reference of a name, or of the first that differs by case alone; None: there is none.
+    def find(self, inode: int, name: str, upcase: UpCase, *, ignore_case: bool) -> tuple[str, int] | None:
+        """Return a name and its reference, or the first that differs by case alone; None: there is none.
 
-        ``name`` has lone surrogates as they are. Raises FormatError where a node on the way is damaged.
+        Raises FormatError where a node on the way is damaged.
         """
-        folded, exact = upcase.key(name)
+        try:
+            folded, exact = upcase.key(plain_name(name))
+        except UnicodeError:  # nothing that UTF-16 can hold
+            return None
         reference, others = self._search(inode, (folded, exact), upcase)
         if reference is None and others and ignore_case:
-            return min(self._search(inode, (folded, b""), upcase)[1])[1]
-        return reference
+            exact, reference = min(self._search(inode, (folded, b""), upcase)[1])
+        if reference is None:
+            return None
+        return decode_name(
+            exact.decode("utf-16-be", "surrogatepass").encode("utf-16-le", "surrogatepass")
+        ), reference
 
     def clear(self) -> None:
         """Forget what is cached."""

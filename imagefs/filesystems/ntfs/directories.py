@@ -14,10 +14,9 @@ import numpy as np
 
 from formats.errors import FormatError
 from imagefs.filesystems.base import ENTRIES_KEPT, LeastRecentlyUsed
-from imagefs.filesystems.names import plain_name
 from imagefs.filesystems.ntfs.descent import Descents
 from imagefs.filesystems.ntfs.index import read_index
-from imagefs.filesystems.ntfs.layout import REFERENCE_MASK, ROOT, AttributeType
+from imagefs.filesystems.ntfs.layout import ROOT, AttributeType
 from imagefs.filesystems.ntfs.listing import Listing, ListingBuilder
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find
 from imagefs.filesystems.upcase import UpCase
@@ -79,13 +78,25 @@ class Directories:
         if listing is None and upcase is not None:
             try:
                 if self._descents.pays(inode):
-                    reference = self._descents.find(inode, plain_name(name), upcase, ignore_case=ignore_case)
-                    return None if inode == ROOT and _is_itself(reference) else reference
-            except UnicodeError:
-                return None
+                    found = self._descents.find(inode, name, upcase, ignore_case=ignore_case)
+                    return None if found is None or (inode == ROOT and found[0] == ".") else found[1]
             except FormatError as error:
                 log.info("directory %d is read whole: %s", inode, error)
         return (listing or self.listing(inode)).reference(name, upcase if ignore_case else None)
+
+    def stored(self, inode: int, name: str) -> tuple[str, int] | None:
+        """Return a name as it is stored and its reference, without making a listing, nor asking for types.
+
+        It is found as ``reference`` finds it. Raises FormatError where the index is damaged.
+        """
+        upcase = self._volume_upcase()
+        ignore_case = upcase is not None and not self.is_case_sensitive(inode)
+        if upcase is not None:
+            return self._descents.find(inode, name, upcase, ignore_case=ignore_case)
+        for names in read_index(self._mft, inode, self._cluster_size, self._volume_size):
+            if name in names.names:
+                return name, int(names.references[list(names.names).index(name)])
+        return None
 
     def is_case_sensitive(self, inode: int) -> bool:
         """Tell whether names in a directory differ by case (Windows 10: fsutil file setCaseSensitiveInfo)."""
@@ -125,8 +136,3 @@ def _read_upcase(mft: MasterFileTable) -> UpCase | None:
     table = mft.small_value(data, _UPCASE_SIZE, "$UpCase")
     upcase = UpCase(np.frombuffer(table, "<u2").astype("<u4").tobytes().decode("utf-32-le", "surrogatepass"))
     return upcase if upcase.is_sensible() else None
-
-
-def _is_itself(reference: int | None) -> bool:
-    """Tell whether this is the root: the name that it has in itself is not shown."""
-    return reference is not None and reference & REFERENCE_MASK == ROOT

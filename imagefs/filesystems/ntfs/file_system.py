@@ -6,11 +6,11 @@ pytsk3 does not tell how much of a file is valid (what lies beyond reads as zero
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from formats.blockreader import BlockReader
+from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import (
     NODES_KEPT,
@@ -48,17 +48,19 @@ from imagefs.filesystems.ntfs.layout import (
     parse_record,
     unix_nanoseconds,
 )
+from imagefs.filesystems.ntfs.links import Links, Names, ShownLink
 from imagefs.filesystems.ntfs.listing import Listing
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_information
 from imagefs.filesystems.ntfs.owners import Owners
 from imagefs.filesystems.ntfs.quick import quick_node
 from imagefs.filesystems.ntfs.reparse import (
     INTX_LIMIT,
+    LINKS,
     ReparseTag,
-    intx_target,
     intx_type,
+    parse_intx,
+    parse_link,
     reparse_tag,
-    reparse_target,
     reparse_type,
 )
 from imagefs.filesystems.ntfs.security import Security
@@ -93,7 +95,11 @@ class NtfsFileSystem(FileSystem):
     _table: ClassVar[type[MasterFileTable]] = MasterFileTable
 
     def __init__(
-        self, reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None
+        self,
+        reader: BlockReader,
+        sector_size: int = 512,
+        options: VolumeOptions | None = None,
+        known_as: Callable[[], Names | None] = lambda: None,
     ) -> None:
         self._options = options or VolumeOptions()
         self._reader = reader
@@ -108,6 +114,7 @@ class NtfsFileSystem(FileSystem):
             self._mft, security, self.block_size, self._find, raw_efs=self._options.raw_efs
         )
         self._directories = Directories(self._mft, self.block_size, reader.size, self._recorded_type)
+        self._links = Links(self._mft, self._directories, known_as)
         self.label = self._read_label()
 
     def attributes(self, inode: int) -> Attributes:
@@ -163,7 +170,10 @@ class NtfsFileSystem(FileSystem):
         """Return the target of a symbolic link, junction or mount point."""
         if self.attributes(inode).type is not NodeType.LINK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return self._target(inode, self._mft.attributes(self._mft.record(inode)))
+        shown = self._shown_link(self._mft.attributes(self._mft.record(inode)), f"link {inode}")
+        if shown is None or shown.target is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return shown.target
 
     def open(self, inode: int) -> BlockReader:
         """Return a file's unnamed data, or a stream's."""
@@ -176,6 +186,9 @@ class NtfsFileSystem(FileSystem):
         if node.type is not NodeType.FILE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         attributes = self._mft.attributes(self._mft.record(inode))
+        shown = self._shown_link(attributes, f"link {inode}")
+        if shown is not None:
+            return BytesReader(shown.text)
         return open_file(self._mft, attributes, f"file {inode}", self._options)
 
     def streams(self, inode: int) -> Sequence[Stream]:
@@ -263,10 +276,10 @@ class NtfsFileSystem(FileSystem):
         attributes = self._mft.attributes(record)
         created, modified, changed, accessed, flags = standard_information(attributes, what)
         kind = NodeType.DIRECTORY if record.flags & DIRECTORY else NodeType.FILE
-        kind = self._special_type(attributes, flags, kind, what)
+        kind, shown = self._special_type(attributes, flags, kind, what)
         size = allocated = 0
-        if kind is NodeType.LINK:
-            size = len(os.fsencode(self._target(record.number, attributes)))
+        if shown is not None:
+            size = len(shown.text if shown.target is None else os.fsencode(shown.target))
         elif kind is not NodeType.OTHER:
             data = (
                 find(attributes, AttributeType.DATA)
@@ -304,16 +317,33 @@ class NtfsFileSystem(FileSystem):
             allocated=allocated,
         )
 
-    def _special_type(self, attributes: list[Attribute], flags: int, kind: NodeType, what: str) -> NodeType:
-        """Return what a node is beyond directory and file: a link by reparse point or of Interix."""
+    def _special_type(
+        self, attributes: list[Attribute], flags: int, kind: NodeType, what: str
+    ) -> tuple[NodeType, ShownLink | None]:
+        """Return what a node is beyond directory and file, and what it is shown as if it is a link."""
+        shown = self._shown_link(attributes, what)
+        if shown is not None:
+            return NodeType.FILE if shown.target is None else NodeType.LINK, shown
         reparse = find(attributes, AttributeType.REPARSE_POINT)
         if reparse:
             value = self._mft.small_value(reparse, REPARSE_LIMIT, what)
-            return reparse_type(reparse_tag(value, what), kind)
+            return reparse_type(reparse_tag(value, what), kind), None
         if flags & FILE_SYSTEM and kind is NodeType.FILE:
+            return intx_type(self._intx(attributes, what)) or kind, None
+        return kind, None
+
+    def _shown_link(self, attributes: list[Attribute], what: str) -> ShownLink | None:
+        """Return what a link by reparse point or of Interix is shown as; None for what is no link."""
+        reparse = find(attributes, AttributeType.REPARSE_POINT)
+        if reparse:
+            value = self._mft.small_value(reparse, REPARSE_LIMIT, what)
+            if reparse_tag(value, what) in LINKS:
+                return self._links.shown(attributes, parse_link(value, what), what)
+        elif standard_information(attributes, what)[-1] & FILE_SYSTEM:
             head = self._intx(attributes, what)
-            return intx_type(head) or kind
-        return kind
+            if intx_type(head) is NodeType.LINK:
+                return self._links.shown(attributes, parse_intx(head, what), what)
+        return None
 
     def _intx(self, attributes: list[Attribute], what: str) -> bytes:
         """Return the data of what may be a link of Interix, b"" where it can't be one."""
@@ -321,13 +351,6 @@ class NtfsFileSystem(FileSystem):
         if not data or not 8 < data[0].size <= INTX_LIMIT or data[0].flags & (COMPRESSED | ENCRYPTED):
             return b""
         return self._mft.small_value(data, INTX_LIMIT, what)
-
-    def _target(self, inode: int, attributes: list[Attribute]) -> str:
-        what = f"link {inode}"
-        reparse = find(attributes, AttributeType.REPARSE_POINT)
-        if reparse:
-            return reparse_target(self._mft.small_value(reparse, REPARSE_LIMIT, what), what)
-        return intx_target(self._intx(attributes, what))
 
     # streams
 

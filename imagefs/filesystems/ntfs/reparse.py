@@ -1,7 +1,8 @@
-"""NTFS reparse points ([MS-FSCC] 2.1.2) and the symbolic links of ntfs-3g and Interix."""
+"""NTFS reparse points ([MS-FSCC] 2.1.2) and the symbolic links of Interix and ntfs-3g, as they are stored."""
 
 import struct
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from formats.errors import DamagedError
 from imagefs.filesystems.names import decode_name
@@ -25,7 +26,25 @@ class ReparseTag(IntEnum):
     LX_BLK = 0x80000026
 
 
-_LINKS = (ReparseTag.MOUNT_POINT, ReparseTag.SYMLINK, ReparseTag.LX_SYMLINK)
+class LinkKind(Enum):
+    """How a link's target is meant."""
+
+    RELATIVE = (
+        "relative"  # of Windows: to the link's directory, or with a first backslash to the volume's root
+    )
+    ABSOLUTE = "absolute"  # a path of the Windows object manager
+    POSIX = "posix"  # of WSL or Interix
+
+
+class StoredLink(NamedTuple):
+    """A link as it is stored."""
+
+    kind: LinkKind
+    target: str
+    shown: str  # the target as Windows shows it
+
+
+LINKS = (ReparseTag.MOUNT_POINT, ReparseTag.SYMLINK, ReparseTag.LX_SYMLINK)
 _SPECIAL = (ReparseTag.AF_UNIX, ReparseTag.LX_FIFO, ReparseTag.LX_CHR, ReparseTag.LX_BLK)
 _NAMES = {
     0x80000013: "data deduplication",
@@ -41,7 +60,7 @@ _NAMES = {
 
 def reparse_type(tag: int, otherwise: NodeType) -> NodeType:
     """Return what a node with a reparse point is; ``otherwise`` where its tag says nothing of that."""
-    if tag in _LINKS:
+    if tag in LINKS:
         return NodeType.LINK
     return NodeType.OTHER if tag in _SPECIAL else otherwise
 
@@ -59,24 +78,33 @@ def reparse_tag(data: bytes, what: str) -> int:
     return int(struct.unpack_from("<I", data)[0])
 
 
-def reparse_target(data: bytes, what: str) -> str:
-    """Return a link's target: "/" as separator where it is relative, as Windows shows it else."""
+def parse_link(data: bytes, what: str) -> StoredLink:
+    """Return what a link's reparse point says; DamagedError where that can't be."""
     tag = reparse_tag(data, what)
+    (length,) = struct.unpack_from("<H", data, 4)
+    if length > len(data) - 8:
+        raise DamagedError(f"{what}: a reparse point of {len(data)} bytes that says {length}")
     if tag == ReparseTag.LX_SYMLINK:
-        return data[12:].decode("utf-8", "surrogateescape")
+        target = data[12 : 8 + length].decode("utf-8", "surrogateescape")
+        return _sound(StoredLink(LinkKind.POSIX, target, target), what)
     has_flags = tag == ReparseTag.SYMLINK
     names = 20 if has_flags else 16
-    if len(data) < names:
+    if 8 + length < names:
         raise DamagedError(f"{what}: a reparse point of {len(data)} bytes")
-    offset, length, print_offset, print_length = struct.unpack_from("<HHHH", data, 8)
+    offset, size, print_offset, print_size = struct.unpack_from("<HHHH", data, 8)
     is_relative = has_flags and struct.unpack_from("<I", data, 16)[0] & 1
-    if max(offset + length, print_offset + print_length) > len(data) - names:
+    if max(offset + size, print_offset + print_size) > 8 + length - names or (size | print_size) & 1:
         raise DamagedError(f"{what}: a link's target reaches outside the reparse point")
-    target = decode_name(data[names + offset : names + offset + length])
-    shown = decode_name(data[names + print_offset : names + print_offset + print_length])
-    if is_relative:
-        return target.replace("\\", "/")
-    return shown or target.removeprefix("\\??\\")
+    target = decode_name(data[names + offset : names + offset + size])
+    shown = decode_name(data[names + print_offset : names + print_offset + print_size])
+    kind = LinkKind.RELATIVE if is_relative else LinkKind.ABSOLUTE
+    return _sound(StoredLink(kind, target, shown or target.removeprefix("\\??\\")), what)
+
+
+def _sound(link: StoredLink, what: str) -> StoredLink:
+    if not link.target or "\0" in link.target:
+        raise DamagedError(f"{what}: a link's target is empty, or has a NUL in it")
+    return link
 
 
 def intx_type(data: bytes) -> NodeType | None:
@@ -86,6 +114,7 @@ def intx_type(data: bytes) -> NodeType | None:
     return NodeType.OTHER if data[:8] in INTX_DEVICES else None
 
 
-def intx_target(data: bytes) -> str:
-    """Return the target of an Interix link."""
-    return decode_name(data[8 : 8 + (len(data) - 8) // 2 * 2])
+def parse_intx(data: bytes, what: str) -> StoredLink:
+    """Return what a link of Interix says; DamagedError where that can't be."""
+    target = decode_name(data[8 : 8 + (len(data) - 8) // 2 * 2])
+    return _sound(StoredLink(LinkKind.POSIX, target, target), what)

@@ -201,6 +201,8 @@ def test_same_attributes(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
     for path, inode in walk(volume, volume.root):
         if path.startswith("reparse/"):
             continue  # ntfs-3g shows these as unsupported
+        if path == "folder/absolute":
+            continue  # it leads out of the volume; see test_links
         ours, theirs = volume.attributes(inode), (ntfs_mount / path).lstat()
         assert ours.inode == theirs.st_ino, path
         assert (ours.type is NodeType.DIRECTORY) == stat.S_ISDIR(theirs.st_mode), path
@@ -224,7 +226,7 @@ def test_times_are_exact(volume: NtfsFileSystem) -> None:
 def test_same_bytes_and_links(volume: NtfsFileSystem, ntfs_mount: Path) -> None:
     for path, inode in walk(volume, volume.root):
         kind = volume.attributes(inode).type
-        if path.startswith("reparse/"):
+        if path.startswith("reparse/") or path == "folder/absolute":
             continue
         if kind is NodeType.LINK:
             assert volume.read_link(inode) == str((ntfs_mount / path).readlink())
