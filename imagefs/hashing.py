@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -52,8 +52,8 @@ def hash_files(
     streams: bool = False,
     left_out: Collection[str] = (),
     progress: Progress = lambda count: None,
-) -> Iterator[Hashed]:
-    """Yield the hashes of files at and below some paths, in the tree's order, ``streams`` behind their file.
+) -> Generator[Hashed, None, None]:
+    """Return what yields the hashes of files at and below paths, in the tree's order, ``streams`` behind theirs.
 
     Links are not followed, and no file, as devices are. Disks and partitions as bytes, and what was deleted,
     are hashed where a path names them. ``left_out`` are paths of files whose contents the image is known
@@ -77,17 +77,22 @@ def hash_files(
             return task.path, error
         return Hashed(task.path, task.name, reader.size, digests, missing)
 
-    nodes = (
-        (node, _folder_of(path))
-        for path in [path.strip("/") for path in paths]
-        for node in walk(tree, path, failed)
+    walks = [(walk(tree, path, failed), _folder_of(path.strip("/"))) for path in paths]
+    tasks = (
+        task
+        for nodes, folder in walks
+        for node in nodes
+        for task in _tasks(tree, node, folder, failed, streams=streams)
     )
-    tasks = (task for node, folder in nodes for task in _tasks(tree, node, folder, failed, streams=streams))
-    for result in in_order(do, tasks, workers(), _AHEAD, stopped.set):
-        if isinstance(result, Hashed):
-            yield result
-        else:
-            failed(*result)
+
+    def results() -> Generator[Hashed, None, None]:
+        for result in in_order(do, tasks, workers(), _AHEAD, stopped.set):
+            if isinstance(result, Hashed):
+                yield result
+            else:
+                failed(*result)
+
+    return results()
 
 
 def _folder_of(path: str) -> int:

@@ -47,13 +47,17 @@ class Dated(NamedTuple):
 
 
 def timeline(tree: ImageTree, path: str, failed: Failed) -> Iterator[Dated]:
-    """Yield what lies at and below a path, in the tree's order, each file followed by its streams.
+    """Return what yields all that lies at and below a path, in the tree's order, streams behind their file.
 
     Also what was deleted, where the tree shows that. A directory's $FILE_NAME, and those of a file with
     several names, come with the name that they are of. What can't be read is told to ``failed``, and the
     rest goes on. Raises OSError when there is no such path, FormatError when it can't be read.
     """
-    for node in walk(tree, path, failed, deleted=tree.options.deleted, system=True):
+    return _dated(tree, walk(tree, path, failed, deleted=tree.options.deleted, system=True), failed)
+
+
+def _dated(tree: ImageTree, nodes: Iterable[Found], failed: Failed) -> Iterator[Dated]:
+    for node in nodes:
         file_system = tree.file_system(node.attributes.inode)
         if file_system is None:
             continue

@@ -23,7 +23,7 @@ class Found(NamedTuple):
 def walk(
     tree: ImageTree, path: str, failed: Failed, *, deleted: bool = False, system: bool = False
 ) -> Iterator[Found]:
-    """Yield a node and all that lies below it, directories before what is in them.
+    """Return what yields a node and all that lies below it, directories before what is in them.
 
     Disks and partitions as bytes are passed over unless ``path`` names one; so is what stands beside a
     volume's files in its root, with ``deleted`` but for what was deleted. ``system`` adds the file systems'
@@ -34,9 +34,7 @@ def walk(
     inode = tree.resolve(path)
     directory = tree.resolve(path.rpartition("/")[0]) if path else 0
     first = Found(path, tree.attributes(inode), directory, _is_below_deleted(tree, path))
-    yield first
-    if first.attributes.type is NodeType.DIRECTORY:
-        yield from _Walk(tree, failed, deleted=deleted, system=system).below(first)
+    return _Walk(tree, failed, deleted=deleted, system=system).from_node(first)
 
 
 class _Walk:
@@ -49,8 +47,8 @@ class _Walk:
         self._system = system
         self._seen: set[int] = set()  # directories: a damaged volume may have loops
 
-    def below(self, start: Found) -> Iterator[Found]:
-        levels = [self._children(start)]
+    def from_node(self, start: Found) -> Iterator[Found]:
+        levels = [iter([start])]
         while levels:
             node = next(levels[-1], None)
             if node is None:
