@@ -34,6 +34,7 @@ _EA_HEADER = struct.Struct("<IBBH")  # next entry, flags, length of the name, of
 _NORMAL, _FILE_DIRECTORY = 0x80, 0x10  # file attributes
 _SECURITY_ID, _STANDARD_SIZE = 52, 72  # of $STANDARD_INFORMATION; since NTFS 3 it has 72 bytes
 _EFS_NAME = "$EFS"
+_EFS_ALIAS = "user.ntfs.efsinfo"
 _LONGEST_DOS_NAME = 12  # characters
 
 
@@ -55,7 +56,7 @@ def stream_of(name: str) -> str | None:
 
 
 class SystemAttributes:
-    """The values of ``system.ntfs_…``, from a file's record. Safe from several threads.
+    """The attributes that are no streams: ``system.ntfs_…``, from a file's record. Safe from several threads.
 
     ``find_name`` finds a name in a directory; ``raw_efs`` is whether keys of encrypted files are given.
     """
@@ -88,9 +89,15 @@ class SystemAttributes:
             "system.ntfs_dos_name": _dos_name,
             "system.ntfs_efsinfo": self._efs_info,
         }
+        if raw_efs:
+            self._readers[_EFS_ALIAS] = self._efs_info
 
     def __contains__(self, name: str) -> bool:
         return name in self._readers
+
+    def listed(self, file: Record) -> list[str]:
+        """Return the names that are listed: the keys of an encrypted file, where they are given."""
+        return [_EFS_ALIAS] if self._raw_efs and _flags(file) & FILE_ENCRYPTED else []
 
     def value(self, file: Record, name: str) -> bytes | None:
         """Return a value, None when there is none; ``file`` has all its attributes.

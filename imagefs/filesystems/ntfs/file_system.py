@@ -210,9 +210,10 @@ class NtfsFileSystem(FileSystem):
 
     def extended_attributes(self, inode: int) -> Sequence[str]:
         """Return the streams that are the user's attributes; a link and its like have none."""
-        return (
-            attribute_names([stream.name for stream in self.streams(inode)]) if self._is_user(inode) else ()
-        )
+        if not self._is_user(inode):
+            return ()
+        names = attribute_names([stream.name for stream in self.streams(inode)])
+        return [*names, *self._system_attributes.listed(self._whole_record(inode))]
 
     def extended_attribute(self, inode: int, name: str) -> bytes:
         """Return the value of an attribute; E2BIG for a stream that is too large to be one."""
@@ -220,10 +221,7 @@ class NtfsFileSystem(FileSystem):
             raise no_such_attribute(name)
         value = None
         if name in self._system_attributes:
-            record = self._mft.record(inode)
-            value = self._system_attributes.value(
-                record._replace(attributes=self._attributes_of(inode)), name
-            )
+            value = self._system_attributes.value(self._whole_record(inode), name)
         elif self._is_user(inode):
             value = self._stream_value(inode, stream_of(name))
         if value is None:
@@ -381,6 +379,10 @@ class NtfsFileSystem(FileSystem):
         if reader.size > VALUE_LIMIT:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), name)
         return reader.read_at(0, reader.size)
+
+    def _whole_record(self, inode: int) -> Record:
+        """Return a file's record with all its attributes, also those that are in others."""
+        return self._mft.record(inode)._replace(attributes=self._attributes_of(inode))
 
     def _is_user(self, inode: int) -> bool:
         """Tell whether a node has attributes of the user: a file or directory not of the volume itself."""
