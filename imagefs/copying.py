@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from formats.blockreader import BlockReader
 from formats.errors import FormatError
+from imagefs.filesystems import GoneError, RecoveryState
 from imagefs.readahead import ReadAheadHandle
 from imagefs.stream_copies import copy_ntfs_attributes, copy_streams
 from imagefs.tree import ImageTree
@@ -27,11 +29,17 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @dataclass
 class CopyResult:
-    """What a copy did. ``failures`` has a line for each thing that was not copied."""
+    """What a copy did. ``failures`` has a line for each thing that was not copied, or not all of it.
+
+    ``left_out`` are paths beside the files of a volume, such as $Deleted, which are copied when they are
+    named; ``deleted`` counts deleted files by what was left of them.
+    """
 
     files: int = 0
     bytes: int = 0
     failures: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    deleted: Counter[RecoveryState] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,9 @@ class _Copy:
             self.directories.append(job)
             for entry, attributes in entries:
                 path = f"{job.path}/{entry.name}"
+                if self.tree.is_added(entry.inode):
+                    self.result.left_out.append(path)
+                    continue
                 try:
                     _check_name(entry.name)
                     known = attributes or self.tree.attributes(entry.inode)  # which raises why it can't
@@ -183,12 +194,16 @@ class _Copy:
 
     def _file(self, job: _Job) -> None:
         self._refuse_existing(job.target)
+        recovery = self.tree.recovery(job.attributes.inode)
+        if recovery is not None:
+            with self._lock:
+                self.result.deleted[recovery.state] += 1
         reader = self.tree.open_reader(job.attributes.inode)
         number, name = tempfile.mkstemp(prefix=".", suffix=".imagefs", dir=job.target.parent)
         scratch = Path(name)
         try:
             with os.fdopen(number, "wb", buffering=0) as file:
-                self._write(reader, file)
+                gone = self._write(reader, file, job.attributes.inode)
                 identity = _identity(os.fstat(file.fileno()))
                 if self.overwrite:
                     os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
@@ -196,11 +211,15 @@ class _Copy:
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+        if gone:
+            reason = f"{RecoveryState.PARTLY}: {gone} of its {reader.size} bytes are gone; the copy has holes"
+            self.fail(job.path, GoneError(f"{reason} in their place"))
         if job.attributes.inode in self._linked:
             self._made[job.attributes.inode] = _Made(job.target, identity)
 
-    def _write(self, reader: BlockReader, target: RawIOBase) -> None:
-        """Write data runs; holes stay holes."""
+    def _write(self, reader: BlockReader, target: RawIOBase, inode: int) -> int:
+        """Write data runs; holes stay holes. Return how many bytes of a deleted file are left out: gone."""
+        gone = 0
         with ReadAheadHandle(reader) as handle:
             for extent in reader.extents():
                 if not extent.is_data:
@@ -209,13 +228,29 @@ class _Copy:
                 for offset in range(extent.offset, extent.end, _STEP):
                     if self._stopped.is_set():
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
-                    data = memoryview(handle.read(offset, min(_STEP, extent.end - offset)))
-                    target.seek(offset)
-                    size = len(data)
-                    while data:
-                        data = data[target.write(data) or 0 :]
-                    self.done(size)
+                    end = min(offset + _STEP, extent.end)
+                    try:
+                        _put_at(target, offset, handle.read(offset, end - offset))
+                    except GoneError:
+                        gone += self._write_what_is_left(reader, target, inode, offset, end)
+                    self.done(end - offset)
         target.truncate(reader.size)
+        return gone
+
+    def _write_what_is_left(
+        self, reader: BlockReader, target: RawIOBase, inode: int, start: int, end: int
+    ) -> int:
+        """Write a deleted file's clusters that are left, and return how many bytes of it are gone."""
+        file_system = self.tree.file_system(inode)
+        step = file_system.block_size if file_system is not None else _STEP
+        gone = 0
+        for offset in range(start, end, step):
+            length = min(step, end - offset)
+            try:
+                _put_at(target, offset, reader.read_at(offset, length))
+            except GoneError:
+                gone += length
+        return gone
 
     def _put(self, scratch: Path, job: _Job) -> None:
         """Give a finished file its times and its name."""
@@ -310,6 +345,13 @@ def copy_out(
         with suppress(OSError):
             _set_times(job.target, job.attributes)
     return copy.result
+
+
+def _put_at(target: RawIOBase, offset: int, content: bytes) -> None:
+    target.seek(offset)
+    data = memoryview(content)
+    while data:
+        data = data[target.write(data) or 0 :]
 
 
 def _make_directory(path: Path) -> None:

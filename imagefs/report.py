@@ -15,7 +15,7 @@ from formats.container import (
     UnreadableSource,
 )
 from formats.errors import FormatError
-from imagefs.filesystems import Stream
+from imagefs.filesystems import Recovery, Stream
 from imagefs.left_out import paging_files_left_out
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
@@ -176,9 +176,16 @@ def _reason(point: Point) -> str | None:
 
 
 def entry_document(
-    name: str, attributes: Attributes, target: str | None = None, streams: Sequence[Stream] | None = None
+    name: str,
+    attributes: Attributes,
+    target: str | None = None,
+    streams: Sequence[Stream] | None = None,
+    recovery: Recovery | None = None,
 ) -> dict[str, Any]:
-    """Return what ``ls`` tells of a node; ``target`` is a link's, ``streams`` are told where asked for."""
+    """Return what ``ls`` tells of a node.
+
+    ``target`` is a link's, ``streams`` are told where asked for, ``recovery`` is a deleted file's.
+    """
     document: dict[str, Any] = {
         "name": name,
         "type": str(attributes.type),
@@ -191,6 +198,8 @@ def entry_document(
         document["target"] = target
     if streams is not None:
         document["streams"] = streams_document(streams)
+    if recovery is not None:
+        document["deleted"] = str(recovery.state)
     return document
 
 

@@ -14,6 +14,7 @@ from imagefs.cli.common import (
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from imagefs.copying import copy_out
+from imagefs.filesystems import RecoveryState
 
 
 def cp(
@@ -40,7 +41,8 @@ def cp(
 
     Times, links and holes are kept. What is there already is left alone, and told, unless --overwrite is
     given. What can't be read, or not be kept by the target, is told and the rest is copied. PATH may be a
-    named stream of a file, as file:stream.
+    named stream of a file, as file:stream. $Deleted and $Shadow are copied only when they are named; of a
+    deleted file what is left is copied, with holes where others have overwritten it, which is told.
 
     Example: imagefs cp 2394E9AA621DDC3A-00-00.mrimgx disk4/p1/readme.txt .
 
@@ -61,5 +63,10 @@ def cp(
         )
     for failure in result.failures:
         say(failure)
+    for path in result.left_out:
+        say(f"{path} is left out; name it to copy it")
+    if result.deleted:
+        counts = (f"{result.deleted[state]} {state}" for state in RecoveryState if result.deleted[state])
+        say(f"of the deleted files: {', '.join(counts)}")
     if result.failures:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)

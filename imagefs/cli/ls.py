@@ -22,7 +22,7 @@ from imagefs.cli.common import (
     tell_left_out,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
-from imagefs.filesystems import Stream
+from imagefs.filesystems import Recovery, Stream
 from imagefs.report import entry_document, streams_document, time_text
 from mounters.tree import Attributes, NodeType
 
@@ -43,6 +43,8 @@ def ls(
     json: Json = False,
 ) -> None:
     """List a directory, or one file, of an image or of a folder's sets.
+
+    Of what is deleted it tells whether it is whole, partly overwritten or lost.
 
     Example: imagefs ls 2394E9AA621DDC3A-00-00.mrimgx disk4/p1
 
@@ -68,11 +70,12 @@ def ls(
                 known = maybe or tree.attributes(number)
                 target = tree.read_link(number) if known.type is NodeType.LINK else None
                 beside = tree.streams(number) if streams else None
+                recovery = tree.recovery(number)
             except (FormatError, OSError) as error:
                 say(f"{path}/{name}: {message_of(error)}")
                 failed = True
             else:
-                found.append((name, known, target, beside))
+                found.append((name, known, target, beside, recovery))
     if json:
         whole = {"entries": [entry_document(*item) for item in found]}
         print_json(whole if own is None else {**whole, "streams": streams_document(own)})
@@ -85,10 +88,15 @@ def ls(
 
 
 def _rows(
-    name: str, known: Attributes, target: str | None, streams: Sequence[Stream] | None
+    name: str,
+    known: Attributes,
+    target: str | None,
+    streams: Sequence[Stream] | None,
+    recovery: Recovery | None,
 ) -> Iterator[_Row]:
+    when = _time(known) if recovery is None else f"{_time(known)}  {recovery.state}"
     shown = name_text(name) + (f" -> {name_text(target)}" if target is not None else "")
-    yield _MARKS[known.type], str(known.size), _time(known), shown
+    yield _MARKS[known.type], str(known.size), when, shown
     yield from _stream_rows(name, known, streams)
 
 
