@@ -61,6 +61,8 @@ def _dated(tree: ImageTree, nodes: Iterable[Found], failed: Failed) -> Iterator[
         file_system = tree.file_system(node.attributes.inode)
         if file_system is None:
             continue
+        if node.deleted and not file_system.is_deleted(own_number(node.attributes.inode)):
+            continue  # it leads to what was deleted, and is listed where it lies
         try:
             times = file_system.recorded_times(own_number(node.attributes.inode))
             target = None

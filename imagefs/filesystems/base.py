@@ -160,6 +160,10 @@ class FileSystem(ABC):
         """Return the file system's own files in the root directory, which are not listed there."""
         return ()
 
+    def is_deleted(self, inode: int) -> bool:
+        """Whether a node of ``$Deleted`` was deleted itself, and does not only lead to what was."""
+        return False
+
     def recovery(self, inode: int) -> Recovery | None:
         """Return what is left of a file that is deleted; None for anything else."""
         return None

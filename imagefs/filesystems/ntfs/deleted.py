@@ -21,6 +21,7 @@ from imagefs.filesystems.base import (
     ENTRIES_KEPT,
     GoneError,
     LeastRecentlyUsed,
+    RecordedTimes,
     Recovery,
     RecoveryState,
     VolumeOptions,
@@ -76,6 +77,16 @@ class DeletedNtfs(NtfsFileSystem):
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
         """Return a directory's entries with their attributes, None where these can't be read."""
         return [(entry, self._readable(entry.inode)) for entry in self._names(inode).values()]
+
+    def is_deleted(self, inode: int) -> bool:
+        """Whether a file or directory was deleted, and does not only lead to what was."""
+        made = self._numbers.node(inode)
+        number = made.record if isinstance(made, StreamNode) else inode
+        return number < ORPHANS and self._records.is_deleted(number)
+
+    def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
+        """Return the times of a node's record; nothing of the directory of orphans, which has none."""
+        return () if inode == ORPHANS else super().recorded_times(inode)
 
     def recovery(self, inode: int) -> Recovery | None:
         """Return what is left of a deleted file or stream, None for directories, links and what is alive."""
