@@ -84,6 +84,8 @@ class Partition(ABC):
     label: str
     block_size: int  # bytes
     block_count: int
+    drive_letter: str = ""  # under which the system that was imaged knew it, "C"; "" if none is recorded
+    volume_guid: str = ""  # the same, \\?\Volume{…} or \??\Volume{…}
 
     @abstractmethod
     def stored_blocks(self) -> int:

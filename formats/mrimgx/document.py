@@ -49,6 +49,8 @@ class PartitionRecord:
     block_count: int
     file_system: str
     label: str
+    drive_letter: str  # "C"; "" if none is recorded
+    volume_guid: str  # \\?\Volume{…} or \??\Volume{…}; "" if none is recorded
     history: frozenset[int]  # the numbers of the files that existed when this one was written
     name: str  # "p1"; "p1-2" is the second one of that number
 
@@ -286,12 +288,19 @@ def _partition(record: _Object) -> PartitionRecord:
         block_count=header.integer("block_count", highest=2**32),
         file_system=system.text("type", "unknown"),
         label=system.text("volume_label", ""),
+        drive_letter=_letter(system.integer("drive_letter", 0)),
+        volume_guid=system.text("volume_guid", ""),
         history=frozenset(
             entry.integer("file_number", highest=65535)
             for entry in header.objects("file_history", required=False)
         ),
         name="",
     )
+
+
+def _letter(code: int) -> str:
+    """Return a drive letter, which is recorded as its character's number; 0 is none."""
+    return chr(code) if chr(min(code, 127)).isalpha() else ""
 
 
 def _named(prefix: str, records: Iterable[_Named]) -> tuple[_Named, ...]:

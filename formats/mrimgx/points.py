@@ -41,6 +41,8 @@ class MrimgxPartition(Partition):
         self.size = record.length
         self.file_system = record.file_system
         self.label = record.label
+        self.drive_letter = record.drive_letter
+        self.volume_guid = record.volume_guid
         self.block_size = record.block_size
         self.block_count = record.block_count
         self.place = BlockPlace.of(point.image.document, self._at)

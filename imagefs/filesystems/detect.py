@@ -1,6 +1,7 @@
 """Which file system a volume holds, told by its own signatures, never by a partition's type."""
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytsk3
@@ -50,9 +51,15 @@ _TSK_TYPES = {
 
 
 def open_file_system(
-    reader: BlockReader, sector_size: int = 512, options: VolumeOptions | None = None
+    reader: BlockReader,
+    sector_size: int = 512,
+    options: VolumeOptions | None = None,
+    known_as: Callable[[], frozenset[str] | None] = lambda: None,
 ) -> FileSystem | None:
     """Return the file system of a volume, None when none is recognised.
+
+    ``known_as`` returns the names that absolute links of Windows have for it ("C:", "VOLUME{…}"), None
+    where no volume's letter is known; it is asked when the first of them is met.
 
     Raises UnsupportedError for one that is recognised but can't be read, DamagedError when its own
     structures are broken, and what the reader raises.
@@ -60,15 +67,21 @@ def open_file_system(
     family = recognise(reader)
     if family is None:
         return None
-    opened = _open(family, reader, sector_size, options or VolumeOptions())
+    opened = _open(family, reader, sector_size, options or VolumeOptions(), known_as)
     if opened.attributes(opened.root).type is not NodeType.DIRECTORY:
         raise DamagedError(f"{opened.kind}: the root directory is none")
     return opened
 
 
-def _open(family: str, reader: BlockReader, sector_size: int, options: VolumeOptions) -> FileSystem:
+def _open(
+    family: str,
+    reader: BlockReader,
+    sector_size: int,
+    options: VolumeOptions,
+    known_as: Callable[[], frozenset[str] | None],
+) -> FileSystem:
     if family == "NTFS":
-        return NtfsFileSystem(reader, sector_size, options)
+        return NtfsFileSystem(reader, sector_size, options, known_as)
     if family == "ext":
         return ExtFileSystem(reader)
     if family in ("FAT", "exFAT"):
