@@ -53,7 +53,7 @@ def hash_files(
     left_out: Collection[str] = (),
     progress: Progress = lambda count: None,
 ) -> Generator[Hashed, None, None]:
-    """Return what yields the hashes of files at and below paths, in the tree's order, ``streams`` behind theirs.
+    """Return what yields the hashes of files at and below paths, in the tree's order, streams behind theirs.
 
     Links are not followed, and no file, as devices are. Disks and partitions as bytes, and what was deleted,
     are hashed where a path names them. ``left_out`` are paths of files whose contents the image is known

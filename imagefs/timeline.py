@@ -62,7 +62,7 @@ def _dated(tree: ImageTree, nodes: Iterable[Found], failed: Failed) -> Iterator[
         if file_system is None:
             continue
         if node.deleted and not file_system.is_deleted(own_number(node.attributes.inode)):
-            continue  # it leads to what was deleted, and is listed where it lies
+            continue  # it leads to what was deleted
         try:
             times = file_system.recorded_times(own_number(node.attributes.inode))
             target = None

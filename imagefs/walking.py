@@ -17,7 +17,7 @@ class Found(NamedTuple):
     path: str  # in the tree, without a "/" at its ends; "" for the root
     attributes: Attributes
     directory: int = 0  # inode number of the directory that it lies in; 0: not known
-    deleted: bool = False  # it was deleted: the tree shows it below "$Deleted"
+    deleted: bool = False  # it is "$Deleted", or below it
 
 
 def walk(
@@ -33,7 +33,7 @@ def walk(
     path = path.strip("/")
     inode = tree.resolve(path)
     directory = tree.resolve(path.rpartition("/")[0]) if path else 0
-    first = Found(path, tree.attributes(inode), directory, _is_below_deleted(tree, path))
+    first = Found(path, tree.attributes(inode), directory, _is_in_deleted(tree, path))
     return _Walk(tree, failed, deleted=deleted, system=system).from_node(first)
 
 
@@ -81,7 +81,7 @@ class _Walk:
             except (OSError, FormatError) as error:
                 self._failed(path, error)
             else:
-                deleted = node.deleted or self._tree.is_added(node.attributes.inode)
+                deleted = node.deleted or self._tree.is_added(entry.inode)
                 yield Found(path, attributes, node.attributes.inode, deleted)
 
     def _is_passed_over(self, entry: Entry) -> bool:
@@ -98,7 +98,7 @@ class _Walk:
         return [(entry._replace(inode=volume | entry.inode), None) for entry in file_system.system_entries()]
 
 
-def _is_below_deleted(tree: ImageTree, path: str) -> bool:
+def _is_in_deleted(tree: ImageTree, path: str) -> bool:
     names = path.split("/")
-    places = (n for n, name in enumerate(names[:-1], 1) if name == DELETED)
+    places = (n for n, name in enumerate(names, 1) if name == DELETED)
     return any(tree.is_added(tree.resolve("/".join(names[:place]))) for place in places)

@@ -25,6 +25,7 @@ from tests.conftest import run_imagefs
 from tests.imagefs.built import BuiltSet
 
 Line = tuple[bytes, bytes, bytes]  # name, inode, times
+DISK = "6A1B8F0E-2C55-4F8E-9A53-1E3C5C1D7A10"
 ODD_NAMES = ("pipe|in it", 'comma, "quotes"', "line\nend", "back\\slash", "semi;colon")
 EPOCH = 116_444_736_000_000_000  # 1970 in 100 ns since 1601
 TIMES = (1_111_111_111, 1_222_222_222, 1_333_333_333, 1_444_444_444)  # created, modified, changed, accessed
@@ -126,9 +127,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     volume.write_bytes(data)
     kept = folder / "raw.volume"
     os.link(volume, kept)
-    disk = gpt_disk(
-        folder / "disk.raw", [Volume(volume, 12 * MIB, "NTFS", "odd")], "6A1B8F0E-2C55-4F8E-9A53-1E3C5C1D7A10"
-    )
+    disk = gpt_disk(folder / "disk.raw", [Volume(volume, 12 * MIB, "NTFS", "odd")], DISK)
     return SetWriter(folder, image_id="00000000000000DD", name="odd").full([disk]).path, kept
 
 
@@ -235,7 +234,7 @@ def test_a_damaged_record(odd: tuple[Path, Path], tmp_path: Path) -> None:
     disk = gpt_disk(
         tmp_path / "d",
         [Volume(tmp_path / "v", len(data), "NTFS", "")],
-        "6A1B8F0E-2C55-4F8E-9A53-1E3C5C1D7A10",
+        DISK,
     )
     path = SetWriter(tmp_path, image_id="00000000000000DE", name="odd").full([disk]).path
     for arguments in ((), ("--format", "csv"), ("--json",)):
@@ -285,3 +284,28 @@ def test_a_loop_ends(odd: tuple[Path, Path]) -> None:
 
 def _fail(path: str, error: Exception) -> None:
     raise AssertionError(path) from error
+
+
+def test_deleted_files(tmp_path: Path) -> None:
+    """What fls calls deleted, with its names and times, below $Deleted; without --deleted nothing of it."""
+    volume = make_ntfs(tmp_path / "volume", 8 * MIB, "gone")
+    with mounted_ntfs(volume) as root:
+        (root / "docs/sub").mkdir(parents=True)
+        for name in "abc":
+            (root / f"docs/{name}.txt").write_bytes(name.encode() * 5000)
+        (root / "docs/sub/deep.txt").write_bytes(b"deep")
+        os.sync()
+        (root / "docs/b.txt").unlink()
+        (root / "docs/sub/deep.txt").unlink()
+        (root / "docs/sub").rmdir()
+    raw = tmp_path / "raw"
+    os.link(volume, raw)
+    disk = gpt_disk(tmp_path / "d", [Volume(volume, 8 * MIB, "NTFS", "")], DISK)
+    image = SetWriter(tmp_path, image_id="00000000000000DF", name="gone").full([disk]).path
+    theirs = {line for line in lines_of(run("fls", "-m", "/", "-r", raw)) if line[0].endswith(b" (deleted)")}
+    theirs = {line for line in theirs if not line[0].startswith(b"$Orphan")}
+    usual, output = told(image, "disk1/p1"), told(image, "disk1/p1", "--deleted")
+    assert lines_of(output, b"/disk1/p1/$Deleted/") == theirs
+    assert len(theirs) == 6
+    assert output.startswith(usual)
+    assert output.count(b"\n") == usual.count(b"\n") + 6
