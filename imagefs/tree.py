@@ -19,6 +19,7 @@ from functools import partial
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
 from formats.errors import FormatError, UnsupportedError
+from imagefs.drive_letters import DriveLetters, KnownAs
 from imagefs.filesystems import (
     FileSystem,
     Recovery,
@@ -165,27 +166,30 @@ class ImageTree(Tree):
 
     def _load_point(self, point: Point) -> "Mapping[str, _Node]":
         children: dict[str, _Node] = {}
+        letters = DriveLetters(point.disks)
         for disk in point.disks:
-            children[disk.name] = self._add_directory(point, partial(self._load_disk, point, disk))
+            children[disk.name] = self._add_directory(point, partial(self._load_disk, point, disk, letters))
             raw = _Raw(0, _nanoseconds(point), disk.size, disk.reader)
             children[f"{disk.name}.raw"] = self._add(raw)
         return children
 
-    def _load_disk(self, point: Point, disk: Disk) -> "Mapping[str, _Node]":
+    def _load_disk(self, point: Point, disk: Disk, letters: DriveLetters) -> "Mapping[str, _Node]":
         children: dict[str, _Node] = {}
         for partition in disk.partitions:
             raw = _Raw(0, _nanoseconds(point), partition.size, partition.reader)
             children[f"{partition.name}.raw"] = self._add(raw)
-            volume = self._load_volume(point, disk, partition)
+            volume = self._load_volume(point, disk, partition, partial(letters.names_of, disk, partition))
             if volume is not None:
                 children[partition.name] = self._add(volume)
         return children
 
-    def _load_volume(self, point: Point, disk: Disk, partition: Partition) -> _Volume | None:
+    def _load_volume(
+        self, point: Point, disk: Disk, partition: Partition, known_as: KnownAs
+    ) -> _Volume | None:
         """Return a partition's file system. Damage under it shows as a directory that says so."""
         try:
             reader = partition.reader()
-            file_system = open_file_system(reader, disk.sector_size, self.options)
+            file_system = open_file_system(reader, disk.sector_size, self.options, known_as)
         except UnsupportedError as error:
             log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
             return None
@@ -195,7 +199,7 @@ class ImageTree(Tree):
             return None
         volume = self._new_volume(_nanoseconds(point), file_system)
         if file_system.kind == "NTFS" and has_shadows(reader):
-            load = partial(self._load_shadows, point, disk, partition, reader)
+            load = partial(self._load_shadows, point, disk, partition, reader, known_as)
             self._add_to_root(volume, "$Shadow", _Directory(0, volume.created, load))
         if self.options.deleted:
             self._add_deleted(volume, reader, disk.sector_size, is_held=point.holds_free_space)
@@ -212,24 +216,28 @@ class ImageTree(Tree):
                 self._add_to_root(volume, "$Deleted", self._new_volume(volume.created, deleted))
 
     def _load_shadows(
-        self, point: Point, disk: Disk, partition: Partition, volume: BlockReader
+        self, point: Point, disk: Disk, partition: Partition, volume: BlockReader, known_as: KnownAs
     ) -> "Mapping[str, _Node]":
-        name = f"{disk.name}/{partition.name}"
-        opened = Shadows(volume, disk.sector_size, name, excluded=point.excluded)
+        # What makes images needs trees: it is loaded when shadow copies are.
+        from imagefs.filesystems.nested.known import known_shadows  # noqa: PLC0415
+
+        opened = known_shadows(volume, disk.sector_size, f"{disk.name}/{partition.name}", point.excluded)
         self._nested.append(opened)
         children: dict[str, _Node] = {}
         for shadow in opened.shadows:
             raw = _Raw(0, _nanoseconds(point), shadow.reader.size, partial(_same, shadow.reader))
             children[f"{shadow.name}.raw"] = self._add(raw)
-            inner = self._inner_volume(point, shadow.reader, disk.sector_size)
+            inner = self._inner_volume(point, shadow.reader, disk.sector_size, known_as)
             if inner is not None:
                 children[shadow.name] = self._add(inner)
         return children
 
-    def _inner_volume(self, point: Point, reader: BlockReader, sector_size: int) -> _Volume | None:
+    def _inner_volume(
+        self, point: Point, reader: BlockReader, sector_size: int, known_as: KnownAs
+    ) -> _Volume | None:
         """Return the file system of a volume inside a volume."""
         try:
-            file_system = open_file_system(reader, sector_size, self.options)
+            file_system = open_file_system(reader, sector_size, self.options, known_as)
         except FormatError as error:
             return _Volume(0, _nanoseconds(point), problem=error)
         return None if file_system is None else self._new_volume(_nanoseconds(point), file_system)

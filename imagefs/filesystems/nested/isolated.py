@@ -91,6 +91,7 @@ class Isolated:
         self.process.kill()  # whoever waits for an answer waits no longer
         with self._lock:
             self._end()
+            self._readers = []
 
     def _request(self, kind: int, message: bytes, expected: int, limit: int) -> bytes:
         with self._lock:

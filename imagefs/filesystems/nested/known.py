@@ -1,25 +1,43 @@
-"""Which bytes of a volume its image is known to have."""
+"""Which bytes of an NTFS volume its image is known to have: of the others shadow copies are given none.
+
+A shadow copy's blocks that have not changed are the volume's as it is now, also where that calls them free.
+But an image of used blocks has no free clusters: they read as zeros, alone or beside others in a block.
+"""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from formats.blockreader import BlockReader
 from formats.errors import UnsupportedError
-from imagefs.imaging.used_space import used_space
+from imagefs.filesystems.nested.shadows import Shadows
+from imagefs.imaging.used_space import UsedSpace, used_space
 from imagefs.imaging.used_space.base import MappedVolume
 
-_WINDOW = 1 << 16  # blocks that are held against the free space together
+_WINDOW = 1 << 16  # blocks that are held against what is used together
+_STEP = 1 << 36  # bytes whose used runs are looked at together
+
+
+def known_shadows(volume: BlockReader, sector_size: int, name: str, excluded: Sequence[str] = ()) -> Shadows:
+    """Return the shadow copies of an image's volume: what they give is known to be in the image.
+
+    ``excluded`` are the patterns of files that the image left out. Raises DamagedError.
+    """
+    return Shadows(KnownBytes(volume, sector_size, name, excluded), name)
 
 
 class KnownBytes(BlockReader):
-    """Those bytes of an NTFS volume that its image is known to have; of the others UnsupportedError.
+    """Those bytes of a volume that its image is known to have; of the others UnsupportedError.
 
-    An image of used blocks has a cluster when it has the block that it lies in, and the volume calls it
-    used, and it is not of the files that are left out (imagefs and Reflect fill the others with zeros). What
-    is used is told as it is when images are made, from the same structures. An image has all clusters when
-    it has all blocks, and one at least in which none is used. For one thread.
+    What is used is told as it is when images are made, from the same structures. Of what is stored, known is
+
+    - what the volume itself uses: each image has it, as it was;
+    - what shadow copies use, when all of that is stored, and a block that the volume itself does not use;
+    - everything, when all blocks are stored, and one that neither uses.
+
+    The other blocks and clusters may be missing, or zeros. For one thread.
     """
 
     def __init__(
@@ -28,52 +46,73 @@ class KnownBytes(BlockReader):
         super().__init__(volume.size)
         self._volume = volume
         self._name = name
-        self._used = used_space(volume, sector_size, exclude=excluded)
-        self._has_all: bool | None = None
+        self._own = used_space(volume, sector_size, exclude=excluded, shadows=False)
+        self._all = used_space(volume, sector_size, exclude=excluded)
 
     def _read(self, offset: int, length: int) -> bytes:
         data = self._volume.read_at(offset, length)
-        unknown = next(self._unknown(offset, length), None)
-        if unknown is not None and not self._is_complete():
+        unknown = self._unknown(offset, length)
+        if unknown is not None:
             raise UnsupportedError(
                 f"{self._name}: the bytes at {unknown} are not in the image: they were free when it was made"
             )
         return data
 
-    def _unknown(self, offset: int, length: int) -> Iterator[int]:
-        """Yield where what may not be in the image begins."""
+    def _unknown(self, offset: int, length: int) -> int | None:
+        """Return where the first byte of a range lies that may not be in the image."""
         for extent in self._volume.extents(offset, length):
             if not extent.is_data:
-                yield extent.offset
-        if not isinstance(self._used, MappedVolume):  # it is not told what is used, and was not then
-            if not self._has_all_blocks():
-                yield offset
-            return
-        edges = [offset, *self._used.runs(offset, length).ravel().tolist(), offset + length]
-        for start, end in list(pairwise(edges))[::2]:
-            if start < end:
-                yield start
+                return extent.offset
+        if isinstance(self._own, MappedVolume):
+            free = _first_free(self._own, offset, length)
+        else:  # what is used is not told, and was not when the image was made: it has everything then
+            free = None if self._has_all_blocks else offset
+        if free is not None and self._has_all_of_shadows:
+            free = _first_free(self._all, offset, length)
+        if free is not None and self._has_everything:
+            return None
+        return free
 
-    def _is_complete(self) -> bool:
-        if self._has_all is None:
-            self._has_all = self._has_all_blocks() and (
-                not isinstance(self._used, MappedVolume) or self._has_free_block()
-            )
-        return self._has_all
+    @cached_property
+    def _has_everything(self) -> bool:
+        return self._has_all_blocks and self._stores_a_free_block(self._all)
 
+    @cached_property
     def _has_all_blocks(self) -> bool:
         return all(extent.is_data for extent in self._volume.extents())
 
-    def _has_free_block(self) -> bool:
+    @cached_property
+    def _has_all_of_shadows(self) -> bool:
+        if not self._stores_a_free_block(self._own):
+            return False
+        steps = ((at, min(_STEP, self.size - at)) for at in range(0, self.size, _STEP))
+        return all(
+            extent.is_data
+            for step in steps
+            for start, end in self._all.runs(*step).tolist()
+            for extent in self._volume.extents(start, end - start)
+        )
+
+    def _stores_a_free_block(self, used: UsedSpace) -> bool:
         """Whether a block is stored in which nothing is used."""
         for blocks in self._volume.blocks():
             for at in range(0, len(blocks.offset), _WINDOW):
                 starts = blocks.offset[at : at + _WINDOW]
                 ends = starts + blocks.length[at : at + _WINDOW]
-                runs = self._used.runs(int(starts[0]), int(ends[-1] - starts[0]))
+                runs = used.runs(int(starts[0]), int(ends[-1] - starts[0]))
                 following = np.searchsorted(
                     runs[:, 1], starts, side="right"
                 )  # the first run that ends behind
                 if np.any(np.append(runs[:, 0], self.size)[following] >= ends):
                     return True
         return False
+
+
+def _first_free(used: UsedSpace, offset: int, length: int) -> int | None:
+    """Return where the first byte of a range lies that is not used."""
+    edges = [offset, *used.runs(offset, length).ravel().tolist(), offset + length]
+    return next(_free_starts(edges), None)
+
+
+def _free_starts(edges: Sequence[int]) -> Iterator[int]:
+    return (start for start, end in list(pairwise(edges))[::2] if start < end)

@@ -1,12 +1,10 @@
 """The shadow copies that Windows keeps inside an NTFS volume (VSS), read by libvshadow.
 
 Source of the offsets: libvshadow, "Volume Shadow Snapshot (VSS) format". A shadow copy is stored as the
-blocks of 16 KiB that have changed since; all others are the volume's as it is now. That may be clusters
-that are free now, and an image of used blocks has no clusters that were free: there they read as zeros, by
-themselves or beside others in one block. So a shadow copy is given only what is known to be in the image.
+blocks of 16 KiB that have changed since; all others are the volume's as it is now, also where it is free now.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -62,16 +60,12 @@ def _catalog(volume: BlockReader) -> Iterator[bytes]:
 class Shadows:
     """The shadow copies of a volume; closed by ``close``, which ends the process that reads them.
 
-    ``excluded`` are the patterns of files that the image left out. Raises DamagedError where the catalog is.
+    A volume with bytes that are not known must be read by what raises for these (``known.KnownBytes``).
+    Raises DamagedError where the catalog is damaged.
     """
 
-    def __init__(
-        self, volume: BlockReader, sector_size: int, name: str, *, excluded: Sequence[str] = ()
-    ) -> None:
-        # What makes images needs trees: it is loaded when shadow copies are.
-        from imagefs.filesystems.nested.known import KnownBytes  # noqa: PLC0415
-
-        self._isolated = Isolated("shadows", [KnownBytes(volume, sector_size, name, excluded)], name)
+    def __init__(self, volume: BlockReader, name: str) -> None:
+        self._isolated = Isolated("shadows", [volume], name)
         try:
             self.shadows = [self._shadow(number, told) for number, told in enumerate(self._stores())]
         except BaseException:

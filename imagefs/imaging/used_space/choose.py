@@ -44,7 +44,12 @@ _ZFS_MAGIC = (0x00BAB10C, 0x0CB1BA0000000000)
 
 
 def used_space(
-    volume: BlockReader, sector_size: int = 512, *, exclude: Sequence[str] = (), exact: bool = False
+    volume: BlockReader,
+    sector_size: int = 512,
+    *,
+    exclude: Sequence[str] = (),
+    exact: bool = False,
+    shadows: bool = True,
 ) -> UsedSpace:
     """Tell which bytes of a volume are used.
 
@@ -52,7 +57,7 @@ def used_space(
     files of NTFS, FAT and exFAT whose contents are left out: as of a shell, ``**`` for any number of
     directories; one without "/" is held against every name, also a directory's, which takes all files below
     it; any other against the path from the volume's root. Case does not matter. With ``exact`` they
-    have no effect.
+    have no effect. ``shadows`` tells whether what only shadow copies in a volume of NTFS use is used.
 
     Everything is used, and a warning says why, where the file system's structures are damaged, contradict
     one another, or wait for a journal. Raises what the volume's reader raises, ReadError above all.
@@ -70,7 +75,7 @@ def used_space(
         name = "unknown" if family in _ENCRYPTED else family
         return WholeVolume(volume.size, Facts(name, sector_size=sector_size))
     try:
-        return _KINDS[family](volume, Options(sector_size, tuple(exclude), exact))
+        return _KINDS[family](volume, Options(sector_size, tuple(exclude), exact, shadows))
     except (DamagedError, UnsupportedError) as error:
         return WholeVolume(
             volume.size, Facts("unknown", sector_size=sector_size), [f"{error}: all of the volume is stored"]

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from formats.blockreader import BlockReader
-from formats.errors import DamagedError
+from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.names import decode_name
+from imagefs.filesystems.nested.shadows import has_shadows
 from imagefs.filesystems.ntfs.layout import (
     COMPRESSED,
     ENCRYPTED,
@@ -31,6 +32,7 @@ from imagefs.imaging.used_space.base import (
 from imagefs.imaging.used_space.cluster_runs import NO_RUNS, union
 from imagefs.imaging.used_space.left_out import LeftOut
 from imagefs.imaging.used_space.ntfs_files import cluster_runs, excluded_files, paging_files
+from imagefs.imaging.used_space.ntfs_shadows import ShadowedMap
 from imagefs.imaging.used_space.options import STORED_WHOLE, Options
 
 _BITMAP, _BAD_CLUSTERS = 6, 8  # file records
@@ -70,6 +72,7 @@ def ntfs_space(volume: BlockReader, options: Options) -> UsedSpace:
         mft_record_size=boot.record_size,
     )
     warnings = ["the volume is marked as dirty: it needs a check"] if is_dirty else []
+    clusters: ClusterMap
     try:
         clusters = _open_map(volume, mft, boot)
     except DamagedError as error:
@@ -86,6 +89,11 @@ def ntfs_space(volume: BlockReader, options: Options) -> UsedSpace:
             left_out += excluded_files(mft, boot, options.exclude)
         except DamagedError as error:
             warnings.append(f"{error}: no files are excluded")
+    if options.shadows and has_shadows(volume):
+        try:
+            clusters = ShadowedMap(clusters, volume, boot.cluster_size)
+        except (DamagedError, UnsupportedError) as error:
+            warnings.append(f"{error}: what only shadow copies use is not stored")
     holes = union(np.concatenate([left_out.clusters, _bad_clusters(mft, boot)]))
     return MappedVolume(volume.size, facts, clusters, warnings=warnings, left_out=left_out.paths, holes=holes)
 

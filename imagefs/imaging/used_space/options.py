@@ -9,6 +9,7 @@ class Options(NamedTuple):
     sector_size: int  # bytes, the device's
     exclude: tuple[str, ...]
     exact: bool
+    shadows: bool = True
 
 
 STORED_WHOLE = "all of the volume is stored"
