@@ -386,10 +386,9 @@ class NtfsFileSystem(FileSystem):
 
     def _is_user(self, inode: int) -> bool:
         """Tell whether a node has attributes of the user: a file or directory not of the volume itself."""
-        return (inode >= FIRST_USER or inode == ROOT) and self.attributes(inode).type in (
-            NodeType.FILE,
-            NodeType.DIRECTORY,
-        )
+        if self._numbers.node(inode) is not None or (inode < FIRST_USER and inode != ROOT):
+            return False
+        return self.attributes(inode).type in (NodeType.FILE, NodeType.DIRECTORY)
 
     def _node_of_stream(self, inode: int, node: StreamNode) -> tuple[int, Attributes]:
         sequence, host = self._node(node.record)
