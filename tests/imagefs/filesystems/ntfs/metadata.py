@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fixtures.ntfs_metadata import metadata_volume
 from fixtures.tools import fuse_mount
 from formats.blockreader import BlockReader, FileReader
 from formats.errors import DamagedError
@@ -16,11 +15,6 @@ from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.ntfs.layout import Attribute, parse_runs
 from imagefs.filesystems.ntfs.mft import find
 from mounters.tree import NodeType
-
-
-def made_volume(folder: Path) -> Path:
-    """Make the volume in a folder."""
-    return metadata_volume(folder)
 
 
 @contextmanager

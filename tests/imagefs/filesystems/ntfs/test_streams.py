@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.ntfs_metadata import MANY_STREAMS, ODD_STREAMS, STREAM_SIZES, stream_content
+from fixtures.ntfs_metadata import MANY_STREAMS, ODD_STREAMS, STREAM_SIZES, metadata_volume, stream_content
 from fixtures.tools import run
 from formats.errors import DamagedError
 from imagefs.filesystems.ntfs import NtfsFileSystem
@@ -16,7 +16,6 @@ from imagefs.filesystems.ntfs.layout import Attribute
 from imagefs.filesystems.ntfs.streams import NodeNumbers, StreamNode, describe, split_name
 from mounters.tree import NodeType
 from tests.imagefs.filesystems.ntfs.metadata import (
-    made_volume,
     mounted_by_ntfs3g,
     opened,
     patched,
@@ -28,7 +27,7 @@ from tests.imagefs.filesystems.ntfs.metadata import (
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_volume(tmp_path_factory.mktemp("streams"))
+    return metadata_volume(tmp_path_factory.mktemp("streams"))
 
 
 @pytest.fixture
