@@ -28,6 +28,7 @@ from imagefs.filesystems import (
     open_deleted,
     open_file_system,
 )
+from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
 from imagefs.filesystems.nested.shadows import Shadows, has_shadows
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
@@ -93,7 +94,7 @@ class ImageTree(Tree):
     _volumes: dict[int, FileSystem] = field(default_factory=dict)
     _added: dict[int, dict[str, _Node]] = field(default_factory=dict)  # by inode number of a volume's root
     _added_inodes: set[int] = field(default_factory=set)
-    _nested: list[Shadows] = field(default_factory=list)
+    _nested: list[Shadows | BitLocker] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _total: int = 0
 
@@ -178,23 +179,46 @@ class ImageTree(Tree):
         for partition in disk.partitions:
             raw = _Raw(0, _nanoseconds(point), partition.size, partition.reader)
             children[f"{partition.name}.raw"] = self._add(raw)
-            volume = self._load_volume(point, disk, partition, partial(letters.names_of, disk, partition))
-            if volume is not None:
-                children[partition.name] = self._add(volume)
+            known_as = partial(letters.names_of, disk, partition)
+            for name, node in self._load_partition(point, disk, partition, known_as).items():
+                children[name] = self._add(node)
         return children
 
-    def _load_volume(
+    def _load_partition(
         self, point: Point, disk: Disk, partition: Partition, known_as: KnownAs
-    ) -> _Volume | None:
-        """Return a partition's file system. Damage under it shows as a directory that says so."""
+    ) -> "Mapping[str, _Node]":
+        """Return what is inside a partition. Damage under it shows as a directory that says so."""
+        children: dict[str, _Node] = {}
         try:
             reader = partition.reader()
-            file_system = open_file_system(reader, disk.sector_size, self.options, known_as)
+            if is_bitlocker(reader):
+                reader = self._unlocked(reader, f"{disk.name}/{partition.name}")
+                raw = _Raw(0, _nanoseconds(point), reader.size, partial(_same, reader))
+                children[f"{partition.name}.decrypted.raw"] = raw
+            volume = self._load_volume(point, disk, partition, reader, known_as)
         except UnsupportedError as error:
             log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
-            return None
+            return children
         except FormatError as error:
-            return _Volume(0, _nanoseconds(point), problem=error)
+            volume = _Volume(0, _nanoseconds(point), problem=error)
+        if volume is not None:
+            children[partition.name] = volume
+        return children
+
+    def _unlocked(self, reader: BlockReader, name: str) -> BlockReader:
+        """Return what an encrypted volume holds; PasswordError where no key opens it."""
+        encrypted = BitLocker(reader, name, self.options.keys)
+        if encrypted.reader is None:
+            encrypted.close()
+            raise encrypted.problem
+        self._nested.append(encrypted)
+        return encrypted.reader
+
+    def _load_volume(
+        self, point: Point, disk: Disk, partition: Partition, reader: BlockReader, known_as: KnownAs
+    ) -> _Volume | None:
+        """Return a file system; raises what opening it does."""
+        file_system = open_file_system(reader, disk.sector_size, self.options, known_as)
         if file_system is None:
             return None
         volume = self._new_volume(_nanoseconds(point), file_system)

@@ -10,7 +10,9 @@ from formats.blockreader import BlockReader
 from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.base import FileSystem, VolumeOptions
 from imagefs.filesystems.ext import ExtFileSystem
+from imagefs.filesystems.ext_deleted import DeletedExt
 from imagefs.filesystems.fat import FatFileSystem
+from imagefs.filesystems.fat_deleted import DeletedFat
 from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.ntfs.deleted import DeletedNtfs
 from imagefs.filesystems.tsk import TskFileSystem
@@ -31,6 +33,7 @@ _SIGNATURES = (
     Signature("NTFS", 3, b"NTFS    "),
     Signature("exFAT", 3, b"EXFAT   "),
     Signature("BitLocker", 3, b"-FVE-FS-"),
+    Signature("BitLocker", 424, bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")),  # To Go: looks like FAT
     Signature("ReFS", 3, b"ReFS\0\0\0\0"),
     Signature("APFS", 32, b"NXSB"),
     Signature("LUKS", 0, b"LUKS\xba\xbe"),
@@ -107,7 +110,9 @@ def open_deleted(
     family = recognise(reader)
     if family == "NTFS":
         return DeletedNtfs(reader, sector_size, options, is_held=is_held)
-    return None
+    if family in ("FAT", "exFAT"):
+        return DeletedFat(reader, sector_size, is_exfat=family == "exFAT", is_held=is_held)
+    return DeletedExt(reader, sector_size, is_held=is_held) if family == "ext" else None
 
 
 def recognise(reader: BlockReader) -> str | None:

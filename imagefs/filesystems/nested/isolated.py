@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.blockreader import BlockReader
-from formats.errors import DamagedError, FormatError, ReadError
+from formats.errors import DamagedError, FormatError, ReadError, UnsupportedError
 from imagefs.filesystems.base import LeastRecentlyUsed
 from imagefs.filesystems.nested import worker
 from imagefs.filesystems.nested.worker import DATA, ERROR, FAILED, HEADER, JSON, NEED, READ
@@ -230,6 +230,21 @@ class IsolatedReader(BlockReader):
 
     def _directly(self, offset: int, length: int) -> bytes:
         return self._isolated.read(self._item, offset, length)
+
+
+class StoredBytes(BlockReader):
+    """A volume's bytes; UnsupportedError where its image has none: zeros would be read as something else."""
+
+    def __init__(self, lower: BlockReader, name: str) -> None:
+        super().__init__(lower.size)
+        self._lower = lower
+        self._name = name
+
+    def _read(self, offset: int, length: int) -> bytes:
+        for extent in self._lower.extents(offset, length):
+            if not extent.is_data:
+                raise UnsupportedError(f"{self._name}: the bytes at {extent.offset} are not in the image")
+        return self._lower.read_at(offset, length)
 
 
 def _joined(pieces: Sequence[bytes]) -> bytes:

@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -159,8 +160,47 @@ def _open_shadows(files: list[RemoteFile], _: list[bytes]) -> Opened:
     return {"stores": told, "volume": None}, [*stores, volume]
 
 
+def _open_bitlocker(files: list[RemoteFile], keys: list[bytes]) -> Opened:
+    import pybde  # noqa: PLC0415
+
+    volume = pybde.volume()
+    volume.open_file_object(files[0])
+    method = volume.get_encryption_method()
+    protectors = [(protector.type, protector.identifier) for protector in volume.key_protectors]
+    for key in keys:
+        if not volume.is_locked():
+            break
+        attempt = pybde.volume()
+        try:
+            _give_key(attempt, key[:1], key[1:])
+        except (OSError, ValueError):
+            continue  # no key of this kind
+        attempt.open_file_object(files[0])
+        volume = attempt
+    size = None if volume.is_locked() else volume.get_size()
+    return {"method": method, "protectors": protectors, "size": size}, [volume]
+
+
+def _give_key(volume: Any, kind: bytes, key: bytes) -> None:
+    if kind == b"R":
+        volume.set_recovery_password(key.decode())
+    elif kind == b"P":
+        volume.set_password(key.decode())
+    elif sys.platform == "linux":  # the library opens a file: one that is nowhere
+        file = os.memfd_create("key")
+        os.write(file, key)
+        volume.read_startup_key(f"/proc/self/fd/{file}")
+        os.close(file)
+    else:
+        with tempfile.NamedTemporaryFile() as copy:
+            copy.write(key)
+            copy.flush()
+            volume.read_startup_key(copy.name)
+
+
 _OPENERS: dict[str, Callable[[list[RemoteFile], list[bytes]], Opened]] = {
     "shadows": _open_shadows,
+    "bitlocker": _open_bitlocker,
 }
 
 
