@@ -23,6 +23,8 @@ _STEP = 1 << 20  # bytes hashed at a time
 _LARGE = 16 << 20  # bytes of a file that is decoded ahead, and hashed by a thread for each algorithm
 _AHEAD = 4096  # files that may be done while one before them is not
 _ZEROS = bytes(_STEP)
+_SMALL = 256 * 1024  # bytes of a file that is read as a whole
+_SECTOR = bytes(512)  # no hole is smaller, but for the last one
 
 Progress = Callable[[int], None]  # bytes that were hashed since the last call
 
@@ -71,8 +73,9 @@ def hash_files(
     def do(task: _Task) -> Hashed | tuple[str, Exception]:
         try:
             reader = task.open()
-            digests = hash_reader(reader, chosen, go_on)
-            missing = bytes_left_out(reader, everything=task.path in left_out)
+            digests, has_holes = _hash(reader, chosen, go_on)
+            everything = task.path in left_out
+            missing = bytes_left_out(reader, everything=everything) if has_holes or everything else 0
         except (OSError, FormatError) as error:
             return task.path, error
         return Hashed(task.path, task.name, reader.size, digests, missing)
@@ -124,6 +127,19 @@ def hash_reader(
     reader: BlockReader, algorithms: Sequence[str], progress: Progress = lambda count: None
 ) -> dict[str, str]:
     """Return the hashes of what a reader holds, in hexadecimal; holes are not read."""
+    return _hash(reader, algorithms, progress)[0]
+
+
+def _hash(reader: BlockReader, algorithms: Sequence[str], progress: Progress) -> tuple[dict[str, str], bool]:
+    """Return the hashes, and whether there may be holes."""
+    if reader.size <= _SMALL:
+        # Asking for holes takes longer than reading: it is left out where no zeros can be any.
+        data = reader.read_at(0, reader.size)
+        progress(len(data))
+        may_have_holes = data[-1:] == b"\0" or _SECTOR in data
+        digests = {name: hashlib.new(name, data, usedforsecurity=False).hexdigest() for name in algorithms}
+        return digests, may_have_holes
+    has_holes = False
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with ExitStack() as stack:
         read: Callable[[int, int], bytes] = reader.read_at
@@ -134,6 +150,7 @@ def hash_reader(
                 pool = stack.enter_context(ThreadPoolExecutor(len(hashes) - 1))
         first, *others = hashes.values()
         for extent in reader.extents():
+            has_holes |= not extent.is_data
             for offset in range(extent.offset, extent.end, _STEP):
                 size = min(_STEP, extent.end - offset)
                 data = read(offset, size) if extent.is_data else memoryview(_ZEROS)[:size]
@@ -146,7 +163,7 @@ def hash_reader(
                     for future in waiting:
                         future.result()
                 progress(size)
-    return {name: known.hexdigest() for name, known in hashes.items()}
+    return {name: known.hexdigest() for name, known in hashes.items()}, has_holes
 
 
 # how hashes are written

@@ -116,7 +116,7 @@ def _tell_left_out(found: Iterator[Hashed]) -> Iterator[Hashed]:
         if hashed.left_out:
             say(
                 f"{hashed.path}: {size_text(hashed.left_out)} of its {size_text(hashed.size)} are not in the"
-                " image: the imaging program leaves them out; hashed as zeros"
+                " image; hashed as zeros"
             )
         yield hashed
 

@@ -30,6 +30,7 @@ class MasterFileTable:
 
     def __init__(self, reader: BlockReader, boot: Boot) -> None:
         self.record_size = boot.record_size
+        self._last: Record | None = None
         self.cluster_size = boot.cluster_size
         self.volume = reader
         at = boot.mft_cluster * boot.cluster_size
@@ -85,8 +86,11 @@ class MasterFileTable:
             yield raw
 
     def record(self, number: int) -> Record:
-        """Return a file record."""
-        return parse_record(self.raw_record(number), number)
+        """Return a file record; the last one is kept, for those who ask again and again."""
+        known = self._last
+        if known is None or known.number != number:
+            known = self._last = parse_record(self.raw_record(number), number)
+        return known
 
     def attributes(self, record: Record) -> list[Attribute]:
         """Return a record's attributes; where it has a list of them, all that the list names."""
