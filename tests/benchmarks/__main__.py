@@ -9,9 +9,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import imaging, mounts, restoring
+from tests.benchmarks import hashing, imaging, mounts, restoring
 
-BENCHMARKS = {"mounts": mounts.run, "imaging": imaging.run, "restoring": restoring.run}
+BENCHMARKS = {
+    "mounts": mounts.run,
+    "imaging": imaging.run,
+    "restoring": restoring.run,
+    "hashing": hashing.run,
+}
 
 
 def main() -> None:
