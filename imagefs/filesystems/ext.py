@@ -27,6 +27,7 @@ from imagefs.filesystems.ext_layout import (
     SPARSE_SUPER2,
     ExtentRun,
     Inode,
+    Superblock,
     inline_value,
     parse_extents,
     parse_inode,
@@ -140,12 +141,7 @@ class ExtFileSystem(CachedFileSystem):
         if not 0 < number <= self._super.inodes:
             raise DamagedError(f"inode {number} is none of the {self._super.inodes} of the volume")
         group, index = divmod(number - 1, self._super.inodes_per_group)
-        descriptor = self._read(
-            self._descriptor_block(group) * self.block_size
-            + group % (self.block_size // self._super.descriptor_size) * self._super.descriptor_size,
-            self._super.descriptor_size,
-            f"descriptor of group {group}",
-        )
+        descriptor = self.descriptor(group)
         (table,) = struct.unpack_from("<I", descriptor, 8)
         if len(descriptor) >= 64:
             table |= struct.unpack_from("<I", descriptor, 0x28)[0] << 32
@@ -155,6 +151,17 @@ class ExtFileSystem(CachedFileSystem):
             number,
             bool(self._super.incompatible & LARGE_DIRECTORIES),
         )
+
+    @property
+    def superblock(self) -> Superblock:
+        """What the superblock says."""
+        return self._super
+
+    def descriptor(self, group: int) -> bytes:
+        """Return the descriptor of a group."""
+        size = self._super.descriptor_size
+        at = self._descriptor_block(group) * self.block_size + group % (self.block_size // size) * size
+        return self._read(at, size, f"descriptor of group {group}")
 
     def _descriptor_block(self, group: int) -> int:
         """Return the block of the volume that holds a group's descriptor."""

@@ -17,6 +17,7 @@ from imagefs.filesystems.base import CachedFileSystem, LeastRecentlyUsed, Record
 from imagefs.filesystems.fat_layout import (
     ENTRY_SIZE,
     ROOT,
+    Geometry,
     Node,
     exfat_label,
     exfat_names,
@@ -84,6 +85,27 @@ class FatFileSystem(CachedFileSystem):
             raise is_a_directory(str(inode))
         return self._data(node, node.size, f"file {inode}")
 
+    @property
+    def geometry(self) -> Geometry:
+        """Where what lies on the volume."""
+        return self._geometry
+
+    def entry(self, inode: int, count: int = 1) -> bytes:
+        """Return the directory entry that a node's number is the place of, and those that lie behind it."""
+        at = self._geometry.data_start + (inode - _FIRST_INODE) * ENTRY_SIZE
+        if inode < _FIRST_INODE or at + count * ENTRY_SIZE > self._reader.size:
+            raise DamagedError(f"inode {inode} is outside the volume")
+        return self._metadata.read(at, count * ENTRY_SIZE)
+
+    def fat_entries(self, first: int, count: int) -> list[int]:
+        """Return what the FAT says of clusters; the first is number 2."""
+        per_piece = _PIECE * 8 // self._geometry.entry_bits
+        found: list[int] = []
+        while count > len(found):
+            number, inside = divmod(first + len(found), per_piece)
+            found += self._piece(number)[inside : inside + count - len(found)]
+        return found
+
     def root_content(self) -> bytes:
         """Return the root directory's bytes; an exFAT names its own files there."""
         root = self._directory(ROOT)
@@ -95,7 +117,7 @@ class FatFileSystem(CachedFileSystem):
 
     def system_places(self, first_cluster: int, size: int, what: str) -> list[Run]:
         """Return where the clusters of a ``system_file`` lie, in order."""
-        return self._clusters(Node(False, first_cluster, size, size, True, 0, 0, 0), size, what)
+        return self.clusters(Node(False, first_cluster, size, size, True, 0, 0, 0), size, what)
 
     def places(self, inode: int) -> list[Run]:
         """Return where the clusters of a file or directory lie, in order; of a file those its size needs.
@@ -109,7 +131,7 @@ class FatFileSystem(CachedFileSystem):
         if node.is_directory and (inode == ROOT or not self._is_exfat):
             limit = _LARGEST_EXFAT if self._is_exfat else _LARGEST_FAT
             return self._chain(node.first_cluster, None, limit // self.block_size + 1, what)
-        return self._clusters(node, node.size, what)
+        return self.clusters(node, node.size, what)
 
     def close(self) -> None:
         """Forget the caches."""
@@ -162,9 +184,7 @@ class FatFileSystem(CachedFileSystem):
         """Return what a node's directory entry says, which its number is the place of."""
         at = self._geometry.data_start + (inode - _FIRST_INODE) * ENTRY_SIZE
         what = f"inode {inode}"
-        if inode < _FIRST_INODE or at + ENTRY_SIZE > self._reader.size:
-            raise DamagedError(f"{what} is outside the volume")
-        entry = self._metadata.read(at, ENTRY_SIZE)
+        entry = self.entry(inode)
         return self._exfat_node(at, entry, what) if self._is_exfat else parse_fat_node(entry, what)
 
     def _exfat_node(self, at: int, entry: bytes, what: str) -> Node:
@@ -225,10 +245,10 @@ class FatFileSystem(CachedFileSystem):
     # data
 
     def _data(self, node: Node, size: int, what: str) -> RunsReader:
-        runs = self._clusters(node, size, what)
+        runs = self.clusters(node, size, what)
         return RunsReader(self._reader, runs, size, initialized=node.valid, name=what)
 
-    def _clusters(self, node: Node, size: int, what: str) -> list[Run]:
+    def clusters(self, node: Node, size: int, what: str) -> list[Run]:
         """Return the places of the clusters that ``size`` bytes of a node take."""
         if not size:
             return []

@@ -104,3 +104,14 @@ class RemainsReader(BlockReader):
 
     def _prefetch(self, offset: int, length: int) -> None:
         self._remains.volume.prefetch(offset, length)
+
+
+class GoneReader(BlockReader):
+    """Bytes of a deleted file whose place is not known."""
+
+    def __init__(self, size: int, what: str) -> None:
+        super().__init__(size)
+        self._what = what
+
+    def _read(self, offset: int, length: int) -> bytes:
+        raise GoneError(f"{self._what} is deleted: where the rest of it was is not known")
