@@ -9,13 +9,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import hashing, imaging, mounts, restoring
+from tests.benchmarks import decoding, hashing, imaging, mounts, restoring
 
 BENCHMARKS = {
     "mounts": mounts.run,
     "imaging": imaging.run,
     "restoring": restoring.run,
     "hashing": hashing.run,
+    "decoding": decoding.run,
 }
 
 

@@ -38,7 +38,7 @@ def build(folder: Path, size: int, used: int) -> BuiltDisk:
     """Build the disk; ``used`` are the bytes of its files."""
     volume = make_ntfs(folder / "imaging.volume", size, "bench")
     with mounted_ntfs(volume) as root:
-        real = _copy_real_files(root / "programs", used // 2)
+        real = _copyreal_files(root / "programs", used // 2)
         for number in range((used - real) // (8 * MIB)):
             target = root / "data" / f"part{number:04}.bin"
             target.parent.mkdir(exist_ok=True)
@@ -46,10 +46,10 @@ def build(folder: Path, size: int, used: int) -> BuiltDisk:
     return gpt_disk(folder / "imaging.raw", [Volume(volume, size, "NTFS", "bench")], GUID)
 
 
-def _copy_real_files(folder: Path, most: int) -> int:
+def _copyreal_files(folder: Path, most: int) -> int:
     """Copy files of this machine until there are enough; return their bytes."""
     total = 0
-    for path in _real_files():
+    for path in real_files():
         length = path.stat().st_size
         if total + length > most:
             break
@@ -60,7 +60,8 @@ def _copy_real_files(folder: Path, most: int) -> int:
     return total
 
 
-def _real_files() -> Iterator[Path]:
+def real_files() -> Iterator[Path]:
+    """Yield the files of this machine, in one fixed order."""
     for place in ("/usr/lib", "/usr/bin", "/usr/share"):
         for parent, names, files in os.walk(place):
             names.sort()
