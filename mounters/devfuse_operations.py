@@ -4,15 +4,13 @@ import errno
 import logging
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable
+from functools import partial
 
+from mounters.devfuse_listing import DirectoryListing
 from mounters.devfuse_protocol import (
     ATTR_OUT,
-    DIRENT,
-    DIRENTPLUS,
     ENTRY_OUT,
     FOPEN_CACHE_DIR,
     FOPEN_KEEP_CACHE,
@@ -27,7 +25,6 @@ from mounters.devfuse_protocol import (
     OPEN_IN,
     OPEN_OUT,
     OUT_HEADER,
-    PADDING,
     READ_IN,
     RELEASE_IN,
     SEEK_DATA,
@@ -47,12 +44,10 @@ from mounters.translation import (
     InodeNumbers,
     attribute_names,
     is_systems_own,
-    kernel_name,
     open_checked,
     read_checked,
-    type_bits,
 )
-from mounters.tree import Attributes, Entry, NodeType, Tree
+from mounters.tree import Attributes, Tree
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +55,7 @@ _BODY = IN_HEADER.size  # offset of what follows a request's header
 _READDIR_OFFSET, _READDIR_SIZE = 1, 2  # in READ_IN
 _ENTRIES_KEPT = 300_000  # of directories that are being listed
 _FEW = 256  # entries of a directory whose attributes are read with the first of them
-_NO_ENTRY: tuple[int, ...] = (0,) * 22  # in READDIRPLUS: a name alone, its attributes are not told
+_ABSENT = ENTRY_OUT.pack(0, 0, FOREVER, *(0,) * 19)  # and it stays so
 
 Answer = bytes | None  # None: the kernel expects none
 
@@ -70,57 +65,6 @@ class _Failure(Exception):  # noqa: N818  (an answer, not a fault)
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-
-class _Listing:
-    """A directory's entries as they are told to the kernel; the position behind an entry is its cookie."""
-
-    def __init__(self, entries: Sequence[Entry], numbers: InodeNumbers) -> None:
-        self.names, shown = _names_of(entries)
-        self.texts = [entry.name for entry in shown]
-        self.types = [_DIRENT_TYPES[entry.type.value] for entry in shown]
-        self.inodes = [entry.inode for entry in shown]
-        self.numbers = [numbers.kernel(inode) for inode in self.inodes]
-        pack = DIRENT.pack
-        records = [
-            pack(number, position, len(name), kind) + name + PADDING[len(name) & 7]
-            for position, (number, name, kind) in enumerate(
-                zip(self.numbers, self.names, self.types, strict=True), 1
-            )
-        ]
-        self.ends = list(accumulate(map(len, records)))
-        self.records = b"".join(records)
-        self.attributes: Mapping[str, Attributes | None] | None = None
-
-    def from_position(self, position: int, size: int) -> bytes:
-        """Return the records behind a cookie, as many as fit into ``size`` bytes."""
-        start = self.ends[position - 1] if 0 < position <= len(self.ends) else 0
-        if position > len(self.ends):
-            return b""
-        last = bisect_right(self.ends, start + size)
-        return self.records[start : self.ends[last - 1]] if last > position else b""
-
-
-_DIRENT_TYPES = {kind.value: type_bits(kind) >> 12 for kind in NodeType}
-
-
-def _names_of(entries: Sequence[Entry]) -> tuple[list[bytes], Sequence[Entry]]:
-    """Return the names of entries as bytes, and the entries without those that cannot be shown."""
-    try:
-        whole = os.fsencode("\0".join([entry.name for entry in entries]))
-    except UnicodeEncodeError:
-        whole = b"/"
-    names = whole.split(b"\0") if entries else []
-    odd = {b"", b".", b".."}
-    if (
-        len(names) == len(entries)
-        and b"/" not in whole
-        and odd.isdisjoint(names)
-        and max(map(len, names), default=0) <= LONGEST_NAME
-    ):
-        return names, entries
-    both = [(name, entry) for entry in entries if (name := kernel_name(entry.name)) is not None]
-    return [name for name, _ in both], [entry for _, entry in both]
 
 
 class Operations:
@@ -133,7 +77,7 @@ class Operations:
         self._tree = tree
         self._inodes = InodeNumbers(tree.root)
         self._handles = Handles()
-        self._listings: OrderedDict[int, _Listing] = OrderedDict()
+        self._listings: OrderedDict[int, DirectoryListing] = OrderedDict()
         self._listings_lock = threading.Lock()
         self.opens_directories = True  # else the kernel is told not to ask, which it remembers
         self._answers: dict[int, Callable[[int, bytes], Answer]] = {
@@ -192,7 +136,7 @@ class Operations:
         except Exception as error:
             if getattr(error, "errno", None) != errno.ENOENT:
                 raise
-            return ENTRY_OUT.pack(0, 0, FOREVER, *_NO_ENTRY[3:])  # absent, and it stays so
+            return _ABSENT
         number = self._inodes.kernel(found)
         fields = attribute_fields(number, self._tree.attributes(found))
         return ENTRY_OUT.pack(number, 0, FOREVER, FOREVER, 0, 0, *fields)
@@ -268,16 +212,16 @@ class Operations:
 
     def _readdir(self, inode: int, request: bytes) -> bytes:
         fields = READ_IN.unpack_from(request, _BODY)
-        return self._listing(inode).from_position(fields[_READDIR_OFFSET], fields[_READDIR_SIZE])
+        return self._listing(inode).names_from(fields[_READDIR_OFFSET], fields[_READDIR_SIZE])
 
-    def _listing(self, inode: int) -> _Listing:
+    def _listing(self, inode: int) -> DirectoryListing:
         """Return a directory's listing; those used last are kept, up to a number of entries."""
         with self._listings_lock:
             listing = self._listings.get(inode)
             if listing is not None:
                 self._listings.move_to_end(inode)
                 return listing
-        listing = _Listing(self._tree.entries(inode), self._inodes)
+        listing = DirectoryListing(self._tree.columns(inode), self._inodes)
         with self._listings_lock:
             self._listings[inode] = listing
             kept = sum(len(one.names) for one in self._listings.values())
@@ -294,30 +238,12 @@ class Operations:
         if listing.attributes is None and (position or len(listing.names) <= _FEW):
             found = self._tree.entries_with_attributes(inode)
             listing.attributes = {entry.name: attributes for entry, attributes in found}
-        records, used = [], 0
-        for at in range(position, len(listing.names)):
-            name = listing.names[at]
-            length = DIRENTPLUS.size + len(name) + len(PADDING[len(name) & 7])
-            used += length
-            if used > size:
-                break
-            records.append(self._entry_with_attributes(listing, at))
-        return b"".join(records)
+        return listing.entries_from(position, size, partial(self._attributes_of, listing))
 
-    def _entry_with_attributes(self, listing: _Listing, at: int) -> bytes:
-        number, name = listing.numbers[at], listing.names[at]
-        entry, kind = _NO_ENTRY, listing.types[at]
-        attributes = self._attributes_of(listing, at)
-        if attributes is not None:
-            entry = (number, 0, FOREVER, FOREVER, 0, 0, *attribute_fields(number, attributes))
-            kind = type_bits(attributes.type) >> 12
-        record = DIRENTPLUS.pack(*entry, number, at + 1, len(name), kind)
-        return record + name + PADDING[len(name) & 7]
-
-    def _attributes_of(self, listing: _Listing, at: int) -> Attributes | None:
+    def _attributes_of(self, listing: DirectoryListing, at: int) -> Attributes | None:
         """Return an entry's attributes, None where they can't be read: who asks for them is told why."""
         if listing.attributes is not None:
-            return listing.attributes.get(listing.texts[at])
+            return listing.attributes.get(listing.names[at])
         try:
             return self._tree.attributes(listing.inodes[at])
         except Exception:  # whatever it is, it is raised and reported where the attributes are asked for

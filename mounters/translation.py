@@ -4,6 +4,10 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mounters.tree import Attributes, Handle, NodeType, Tree
 
@@ -51,6 +55,14 @@ class InodeNumbers:
     def kernel(self, inode: int) -> int:
         """Return the kernel's number for a tree's."""
         return self._to_kernel.get(inode, inode)
+
+    def all_to_kernel(self, inodes: Sequence[int]) -> NDArray[np.uint64]:
+        """Return the kernel's numbers for many of a tree's."""
+        shown = np.array(inodes, np.uint64)
+        exceptions = [(shown == inode, number) for inode, number in self._to_kernel.items()]
+        for places, number in exceptions:
+            shown[places] = number
+        return shown
 
     def tree(self, inode: int) -> int:
         """Return the tree's number for a kernel's."""

@@ -35,8 +35,8 @@ class Scale:
 
     big: int = BIG
     small_files: int = 60_000
-    wide: int = 100_000  # files of one directory
     copied: int = 1500 * MIB
+    wide: int = 100_000  # files of one directory
 
 
 def build(folder: Path, scale: Scale) -> BuiltDisk:

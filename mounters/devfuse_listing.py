@@ -1,0 +1,113 @@
+"""A directory's entries as the kernel is told them.
+
+There are directories of a million names: the records are put together by numpy, not one after the other.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mounters.devfuse_protocol import DIRENT, DIRENTPLUS, PADDING, attribute_fields
+from mounters.translation import FOREVER, LONGEST_NAME, InodeNumbers, kernel_name, type_bits
+from mounters.tree import Attributes, Columns, NodeType
+
+_TYPES = {kind: type_bits(kind) >> 12 for kind in NodeType}  # DT_… of dirent.h
+_NO_ENTRY: tuple[int, ...] = (0,) * 22  # a name alone: its attributes are not told
+
+
+class DirectoryListing:
+    """The entries of a directory; the position behind an entry is the cookie to go on from."""
+
+    def __init__(self, columns: Columns, numbers: InodeNumbers) -> None:
+        text = _encoded(columns.names)
+        if text is None:
+            kept = [at for at, name in enumerate(columns.names) if kernel_name(name) is not None]
+            names, inodes, types = columns
+            columns = Columns(
+                [names[at] for at in kept], [inodes[at] for at in kept], [types[at] for at in kept]
+            )
+            text = os.fsencode("\0".join(columns.names))
+        self.names, self.inodes, self._types = columns
+        self._numbers = numbers
+        self._records, self._ends = _records(text, columns, numbers)
+        self.attributes: Mapping[str, Attributes | None] | None = None  # by name, once they are wanted
+
+    def names_from(self, position: int, size: int) -> bytes:
+        """Return struct fuse_dirent of the entries from a position, as many as fit into ``size`` bytes."""
+        if position >= len(self.names):
+            return b""
+        start = int(self._ends[position - 1]) if position else 0
+        last = int(np.searchsorted(self._ends, start + size, "right"))
+        return self._records[start : int(self._ends[last - 1])] if last > position else b""
+
+    def entries_from(
+        self, position: int, size: int, attributes_of: Callable[[int], Attributes | None]
+    ) -> bytes:
+        """Return struct fuse_direntplus of the entries from a position, as many as fit into ``size`` bytes.
+
+        ``attributes_of`` returns the attributes of the entry at a position, None where none are told.
+        """
+        records: list[bytes] = []
+        for at in range(position, len(self.names)):
+            name = os.fsencode(self.names[at])
+            padding = PADDING[len(name) & 7]
+            size -= DIRENTPLUS.size + len(name) + len(padding)
+            if size < 0:
+                break
+            entry, kind = _NO_ENTRY, self._types[at]
+            number = self._numbers.kernel(self.inodes[at])
+            attributes = attributes_of(at)
+            if attributes is not None:
+                entry = (number, 0, FOREVER, FOREVER, 0, 0, *attribute_fields(number, attributes))
+                kind = attributes.type
+            records += (DIRENTPLUS.pack(*entry, number, at + 1, len(name), _TYPES[kind]), name, padding)
+        return b"".join(records)
+
+
+def _encoded(names: Sequence[str]) -> bytes | None:
+    """Return names as bytes with NULs between them; None where one of them cannot be shown."""
+    text = "\0".join(names)
+    if "/" in text or text.count("\0") != max(0, len(names) - 1):
+        return None
+    if "" in names or "." in names or ".." in names:
+        return None
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        return None
+    too_long = len(encoded) > LONGEST_NAME and max(map(len, encoded.split(b"\0"))) > LONGEST_NAME
+    return None if too_long else encoded
+
+
+def _records(text: bytes, columns: Columns, numbers: InodeNumbers) -> tuple[bytes, NDArray[np.int64]]:
+    """Return struct fuse_dirent of all entries, and where each of them ends."""
+    count = len(columns.names)
+    if not count:
+        return b"", np.empty(0, np.int64)
+    letters = np.frombuffer(text + b"\0", np.uint8)
+    is_letter = letters != 0
+    lengths = np.diff(np.flatnonzero(~is_letter), prepend=-1) - 1
+    sizes = DIRENT.size + (lengths + 7 & ~7)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    records = np.zeros(int(ends[-1]), np.uint8)
+    quads, words = records.view(np.uint64), records.view(np.uint32)
+    quads[starts >> 3] = numbers.all_to_kernel(columns.inodes)
+    quads[(starts >> 3) + 1] = np.arange(1, count + 1)
+    words[(starts >> 2) + 4] = lengths
+    words[(starts >> 2) + 5] = _types(columns.types)
+    shift = starts + DIRENT.size - (np.cumsum(lengths) - lengths)  # of a name's letters
+    places = np.repeat(shift, lengths)
+    places += np.arange(len(places))
+    records[places] = letters[is_letter]
+    return records.tobytes(), ends
+
+
+def _types(kinds: Sequence[NodeType]) -> NDArray[np.uint32]:
+    identities = np.fromiter(map(id, kinds), np.uint64, len(kinds))  # an enum's hash is a call of Python's
+    types = np.zeros(len(kinds), np.uint32)
+    for kind, number in _TYPES.items():
+        types[identities == id(kind)] = number
+    return types
