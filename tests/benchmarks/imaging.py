@@ -38,7 +38,7 @@ def build(folder: Path, size: int, used: int) -> BuiltDisk:
     """Build the disk; ``used`` are the bytes of its files."""
     volume = make_ntfs(folder / "imaging.volume", size, "bench")
     with mounted_ntfs(volume) as root:
-        real = _copyreal_files(root / "programs", used // 2)
+        real = _copy_real_files(root / "programs", used // 2)
         for number in range((used - real) // (8 * MIB)):
             target = root / "data" / f"part{number:04}.bin"
             target.parent.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def build(folder: Path, size: int, used: int) -> BuiltDisk:
     return gpt_disk(folder / "imaging.raw", [Volume(volume, size, "NTFS", "bench")], GUID)
 
 
-def _copyreal_files(folder: Path, most: int) -> int:
+def _copy_real_files(folder: Path, most: int) -> int:
     """Copy files of this machine until there are enough; return their bytes."""
     total = 0
     for path in real_files():
