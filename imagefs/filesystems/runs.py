@@ -58,7 +58,7 @@ class RunsReader(BlockReader):
     def place(self, offset: int) -> int | None:
         """Return where a byte lies on the volume, None where it is in a hole."""
         self._check(offset, 1)
-        return next(self._parts(offset, 1))[2]
+        return next(self.parts(offset, 1))[2]
 
     def allocated(self) -> int:
         """Return how many bytes have a place on the volume."""
@@ -83,7 +83,7 @@ class RunsReader(BlockReader):
         self._starts.append(position)
         self._runs.append(run)
 
-    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int | None]]:
+    def parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int | None]]:
         """Yield (offset in the file, length, offset in the volume or None) of a range."""
         number = bisect_right(self._starts, offset) - 1
         while length:
@@ -95,13 +95,13 @@ class RunsReader(BlockReader):
     def _read(self, offset: int, length: int) -> bytes:
         pieces = [
             bytes(step) if start is None else self._volume.read_at(start, step)
-            for _, step, start in self._parts(offset, length)
+            for _, step, start in self.parts(offset, length)
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         pieces = []
-        for _, step, start in self._parts(offset, length):
+        for _, step, start in self.parts(offset, length):
             piece = bytes(step) if start is None else self._volume.read_cached(start, step)
             if piece is None:
                 return None
@@ -109,7 +109,7 @@ class RunsReader(BlockReader):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        for at, step, start in self._parts(offset, length):
+        for at, step, start in self.parts(offset, length):
             if start is None:
                 yield Extent(at, step, False)
                 continue
@@ -117,7 +117,7 @@ class RunsReader(BlockReader):
                 yield Extent(extent.offset - start + at, extent.length, extent.is_data)
 
     def _prefetch(self, offset: int, length: int) -> None:
-        for _, step, start in self._parts(offset, length):
+        for _, step, start in self.parts(offset, length):
             if start is not None:
                 self._volume.prefetch(start, step)
 
