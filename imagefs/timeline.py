@@ -44,6 +44,7 @@ class Dated(NamedTuple):
     times: Sequence[RecordedTimes]  # those of the node itself first, then those of this name
     target: str | None = None  # of a link
     deleted: bool = False
+    number: int = 0  # that the volume has for it: of its inode, file record or directory entry
 
 
 def timeline(tree: ImageTree, path: str, failed: Failed) -> Iterator[Dated]:
@@ -71,7 +72,8 @@ def _dated(tree: ImageTree, nodes: Iterable[Found], failed: Failed) -> Iterator[
         except (OSError, FormatError) as error:
             failed(node.path, error)
             continue
-        dated = Dated(node.path, node.attributes, _of_name(times, node), target, node.deleted)
+        number = file_system.recorded_number(own_number(node.attributes.inode))
+        dated = Dated(node.path, node.attributes, _of_name(times, node), target, node.deleted, number)
         yield dated
         streams: Sequence[Stream] = ()
         try:
@@ -93,7 +95,7 @@ def _of_name(times: Sequence[RecordedTimes], node: Found) -> Sequence[RecordedTi
 
 def _of_stream(host: Dated, stream: Stream) -> Dated:
     attributes = replace(host.attributes, size=stream.size, type=NodeType.FILE)
-    return Dated(f"{host.path}:{stream.name}", attributes, host.times[:1], None, host.deleted)
+    return Dated(f"{host.path}:{stream.name}", attributes, host.times[:1], None, host.deleted, host.number)
 
 
 # body file
@@ -128,7 +130,7 @@ def _body_line(entry: Dated, times: RecordedTimes) -> bytes:
     fields = [
         "0",
         f"/{_body_text(name)}",
-        own_number(attributes.inode),
+        entry.number,
         mode,
         attributes.uid,
         attributes.gid,
@@ -191,7 +193,7 @@ def _rows(entries: Iterable[Dated]) -> Iterator[_Row]:
                 if time is not None:
                     moments.setdefault(time, list("...."))[place] = "macb"[place]
             path = _shown_path(entry, times) + (" (deleted)" if entry.deleted else "")
-            rest = times.source, attributes.type, attributes.size, own_number(attributes.inode), path
+            rest = times.source, attributes.type, attributes.size, entry.number, path
             for time, flags in moments.items():
                 number += 1
                 yield time, number, _csv_line((_csv_time(time), "".join(flags), *map(str, rest)))
@@ -258,7 +260,7 @@ def _document(entry: Dated) -> dict[str, Any]:
         "path": entry.path,
         "type": str(attributes.type),
         "size": attributes.size,
-        "inode": own_number(attributes.inode),
+        "inode": entry.number,
         "deleted": entry.deleted,
         "times": [_times_document(times) for times in entry.times],
     }

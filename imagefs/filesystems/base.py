@@ -160,6 +160,10 @@ class FileSystem(ABC):
         """Return the file system's own files in the root directory, which are not listed there."""
         return ()
 
+    def recorded_number(self, inode: int) -> int:
+        """Return the number that the volume itself has for a node, where ``inode`` was made for it."""
+        return inode
+
     def is_deleted(self, inode: int) -> bool:
         """Whether a node of ``$Deleted`` was deleted itself, and does not only lead to what was."""
         return False

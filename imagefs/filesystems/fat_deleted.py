@@ -6,6 +6,7 @@ known. An exFAT's entry says so itself, or the chain is still there; its sum is 
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytsk3
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError
+from imagefs.filesystems.base import RecordedTimes
 from imagefs.filesystems.fat import FatFileSystem
 from imagefs.filesystems.fat_layout import ENTRY_SIZE, Node, parse_exfat_node, parse_fat_node
 from imagefs.filesystems.remains import Bits
@@ -75,6 +77,10 @@ class DeletedFat(DeletedFileSystem):
             _FatRemains(reader, self._fat, is_held=is_held),
             with_orphans=reader.size <= _ORPHANS_LIMIT,
         )
+
+    def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
+        """Return the times of a node's entry, which has none of a change of itself."""
+        return [times._replace(changed=None) for times in super().recorded_times(inode)]
 
     def _placed(self, fs: Any, inode: int) -> Placed:
         what = f"inode {inode}"

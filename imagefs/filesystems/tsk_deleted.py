@@ -139,6 +139,16 @@ class DeletedFileSystem(FileSystem):
         self._node(inode)
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
+    def recorded_number(self, inode: int) -> int:
+        """Return the inode number that a node has, or had; 0 for directories that are made here."""
+        found = self._node(inode)
+        return 0 if found is None or found.is_made else found.inode
+
+    def is_deleted(self, inode: int) -> bool:
+        """Whether a file or directory was deleted, and does not only lead to what was."""
+        found = self._node(inode)
+        return found is not None and found.is_deleted
+
     def recovery(self, inode: int) -> Recovery | None:
         """Return what is left of a deleted file, None for directories and what is alive."""
         found = self._node(inode)

@@ -80,8 +80,7 @@ class DeletedNtfs(NtfsFileSystem):
 
     def is_deleted(self, inode: int) -> bool:
         """Whether a file or directory was deleted, and does not only lead to what was."""
-        made = self._numbers.node(inode)
-        number = made.record if isinstance(made, StreamNode) else inode
+        number = self.recorded_number(inode)
         return number < ORPHANS and self._records.is_deleted(number)
 
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:

@@ -230,8 +230,12 @@ class NtfsFileSystem(FileSystem):
 
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
         """Return the times of a node's $STANDARD_INFORMATION, then of every $FILE_NAME."""
+        return recorded_times(self._mft, self.recorded_number(inode))
+
+    def recorded_number(self, inode: int) -> int:
+        """Return the number of a node's file record, of a stream that of its file's."""
         made = self._numbers.node(inode)
-        return recorded_times(self._mft, made.record if isinstance(made, StreamNode) else inode)
+        return made.record if isinstance(made, StreamNode) else inode
 
     def system_entries(self) -> Sequence[Entry]:
         """Return $MFT and its like."""
