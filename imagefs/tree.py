@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
+from typing import NamedTuple
 
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
@@ -82,6 +83,15 @@ class _Volume:
     number: int = 0  # of the volume
     file_system: FileSystem | None = None
     problem: FormatError | None = None
+
+
+class _Place(NamedTuple):
+    """Where a volume lies."""
+
+    point: Point
+    name: str  # "disk4/p1"
+    sector_size: int  # bytes
+    known_as: KnownAs
 
 
 _Node = _Directory | _Raw | _Volume
@@ -182,27 +192,28 @@ class ImageTree(Tree):
             raw = _Raw(0, _nanoseconds(point), partition.size, partition.reader)
             children[f"{partition.name}.raw"] = self._add(raw)
             known_as = partial(letters.names_of, disk, partition)
-            for name, node in self._load_partition(point, disk, partition, known_as).items():
+            place = _Place(point, f"{disk.name}/{partition.name}", disk.sector_size, known_as)
+            for name, node in self._load_partition(place, partition).items():
                 children[name] = self._add(node)
         return children
 
-    def _load_partition(
-        self, point: Point, disk: Disk, partition: Partition, known_as: KnownAs
-    ) -> "Mapping[str, _Node]":
+    def _load_partition(self, place: _Place, partition: Partition) -> "Mapping[str, _Node]":
         """Return what is inside a partition. Damage under it shows as a directory that says so."""
         children: dict[str, _Node] = {}
         try:
             reader = partition.reader()
+            is_held = place.point.holds_free_space
             if is_bitlocker(reader):
-                reader = self._unlocked(reader, f"{disk.name}/{partition.name}")
-                raw = _Raw(0, _nanoseconds(point), reader.size, partial(_same, reader))
+                reader = self._unlocked(reader, place.name)
+                raw = _Raw(0, _nanoseconds(place.point), reader.size, partial(_same, reader))
                 children[f"{partition.name}.decrypted.raw"] = raw
-            volume = self._load_volume(point, disk, partition, reader, known_as)
+                is_held = True  # what is free inside is not free outside
+            volume = self._load_volume(place, reader, is_held=is_held)
         except UnsupportedError as error:
-            log.info("%s/%s is shown as bytes alone: %s", disk.name, partition.name, error)
+            log.info("%s is shown as bytes alone: %s", place.name, error)
             return children
         except FormatError as error:
-            volume = _Volume(0, _nanoseconds(point), problem=error)
+            volume = _Volume(0, _nanoseconds(place.point), problem=error)
         if volume is not None:
             children[partition.name] = volume
         return children
@@ -216,19 +227,17 @@ class ImageTree(Tree):
         self._nested.append(encrypted)
         return encrypted.reader
 
-    def _load_volume(
-        self, point: Point, disk: Disk, partition: Partition, reader: BlockReader, known_as: KnownAs
-    ) -> _Volume | None:
-        """Return a file system; raises what opening it does."""
-        file_system = open_file_system(reader, disk.sector_size, self.options, known_as)
+    def _load_volume(self, place: _Place, reader: BlockReader, *, is_held: bool) -> _Volume | None:
+        """Return a file system; raises what opening it does. ``is_held``: its free clusters are there."""
+        file_system = open_file_system(reader, place.sector_size, self.options, place.known_as)
         if file_system is None:
             return None
-        volume = self._new_volume(_nanoseconds(point), file_system)
+        volume = self._new_volume(_nanoseconds(place.point), file_system)
         if file_system.kind == "NTFS" and has_shadows(reader):
-            load = partial(self._load_shadows, point, disk, partition, reader, known_as)
+            load = partial(self._load_shadows, place, reader, is_held=is_held)
             self._add_to_root(volume, "$Shadow", _Directory(0, volume.created, load))
         if self.options.deleted:
-            self._add_deleted(volume, reader, disk.sector_size, is_held=point.holds_free_space)
+            self._add_deleted(volume, reader, place.sector_size, is_held=is_held)
         return volume
 
     def _add_deleted(self, volume: _Volume, reader: BlockReader, sector_size: int, *, is_held: bool) -> None:
@@ -241,32 +250,30 @@ class ImageTree(Tree):
             if deleted is not None:
                 self._add_to_root(volume, "$Deleted", self._new_volume(volume.created, deleted))
 
-    def _load_shadows(
-        self, point: Point, disk: Disk, partition: Partition, volume: BlockReader, known_as: KnownAs
-    ) -> "Mapping[str, _Node]":
+    def _load_shadows(self, place: _Place, volume: BlockReader, *, is_held: bool) -> "Mapping[str, _Node]":
         # What makes images needs trees: it is loaded when shadow copies are.
         from imagefs.filesystems.nested.known import known_shadows  # noqa: PLC0415
 
-        opened = known_shadows(volume, disk.sector_size, f"{disk.name}/{partition.name}", point.excluded)
+        excluded = place.point.excluded
+        opened = known_shadows(volume, place.sector_size, place.name, excluded=excluded, is_held=is_held)
         self._nested.append(opened)
         children: dict[str, _Node] = {}
         for shadow in opened.shadows:
-            raw = _Raw(0, _nanoseconds(point), shadow.reader.size, partial(_same, shadow.reader))
+            raw = _Raw(0, _nanoseconds(place.point), shadow.reader.size, partial(_same, shadow.reader))
             children[f"{shadow.name}.raw"] = self._add(raw)
-            inner = self._inner_volume(point, shadow.reader, disk.sector_size, known_as)
+            inner = self._inner_volume(place, shadow.reader)
             if inner is not None:
                 children[shadow.name] = self._add(inner)
         return children
 
-    def _inner_volume(
-        self, point: Point, reader: BlockReader, sector_size: int, known_as: KnownAs
-    ) -> _Volume | None:
+    def _inner_volume(self, place: _Place, reader: BlockReader) -> _Volume | None:
         """Return the file system of a volume inside a volume."""
+        created = _nanoseconds(place.point)
         try:
-            file_system = open_file_system(reader, sector_size, self.options, known_as)
+            file_system = open_file_system(reader, place.sector_size, self.options, place.known_as)
         except FormatError as error:
-            return _Volume(0, _nanoseconds(point), problem=error)
-        return None if file_system is None else self._new_volume(_nanoseconds(point), file_system)
+            return _Volume(0, created, problem=error)
+        return None if file_system is None else self._new_volume(created, file_system)
 
     def _new_volume(self, created: int, file_system: FileSystem) -> _Volume:
         with self._lock:

@@ -20,12 +20,15 @@ _WINDOW = 1 << 16  # blocks that are held against what is used together
 _STEP = 1 << 36  # bytes whose used runs are looked at together
 
 
-def known_shadows(volume: BlockReader, sector_size: int, name: str, excluded: Sequence[str] = ()) -> Shadows:
+def known_shadows(
+    volume: BlockReader, sector_size: int, name: str, *, excluded: Sequence[str] = (), is_held: bool = False
+) -> Shadows:
     """Return the shadow copies of an image's volume: what they give is known to be in the image.
 
-    ``excluded`` are the patterns of files that the image left out. Raises DamagedError.
+    ``excluded`` are the patterns of files that the image left out; ``is_held``: its free clusters are as they
+    were. Raises DamagedError.
     """
-    return Shadows(KnownBytes(volume, sector_size, name, excluded), name)
+    return Shadows(KnownBytes(volume, sector_size, name, excluded=excluded, is_held=is_held), name)
 
 
 class KnownBytes(BlockReader):
@@ -35,15 +38,22 @@ class KnownBytes(BlockReader):
 
     - what the volume itself uses: each image has it, as it was;
     - what shadow copies use, when all of that is stored, and a block that the volume itself does not use;
-    - everything, when all blocks are stored, and one that neither uses.
+    - everything, when the image is one of all sectors.
 
     The other blocks and clusters may be missing, or zeros. For one thread.
     """
 
     def __init__(
-        self, volume: BlockReader, sector_size: int, name: str, excluded: Sequence[str] = ()
+        self,
+        volume: BlockReader,
+        sector_size: int,
+        name: str,
+        *,
+        excluded: Sequence[str] = (),
+        is_held: bool = False,
     ) -> None:
         super().__init__(volume.size)
+        self._is_held = is_held
         self._volume = volume
         self._name = name
         self._own = used_space(volume, sector_size, exclude=excluded, shadows=False)
@@ -63,19 +73,15 @@ class KnownBytes(BlockReader):
         for extent in self._volume.extents(offset, length):
             if not extent.is_data:
                 return extent.offset
+        if self._is_held:
+            return None
         if isinstance(self._own, MappedVolume):
             free = _first_free(self._own, offset, length)
         else:  # what is used is not told, and was not when the image was made: it has everything then
             free = None if self._has_all_blocks else offset
         if free is not None and self._has_all_of_shadows:
             free = _first_free(self._all, offset, length)
-        if free is not None and self._has_everything:
-            return None
         return free
-
-    @cached_property
-    def _has_everything(self) -> bool:
-        return self._has_all_blocks and self._stores_a_free_block(self._all)
 
     @cached_property
     def _has_all_blocks(self) -> bool:
@@ -83,7 +89,7 @@ class KnownBytes(BlockReader):
 
     @cached_property
     def _has_all_of_shadows(self) -> bool:
-        if not self._stores_a_free_block(self._own):
+        if not self._stores_a_free_block():
             return False
         steps = ((at, min(_STEP, self.size - at)) for at in range(0, self.size, _STEP))
         return all(
@@ -93,13 +99,13 @@ class KnownBytes(BlockReader):
             for extent in self._volume.extents(start, end - start)
         )
 
-    def _stores_a_free_block(self, used: UsedSpace) -> bool:
-        """Whether a block is stored in which nothing is used."""
+    def _stores_a_free_block(self) -> bool:
+        """Whether a block is stored in which the volume itself uses nothing."""
         for blocks in self._volume.blocks():
             for at in range(0, len(blocks.offset), _WINDOW):
                 starts = blocks.offset[at : at + _WINDOW]
                 ends = starts + blocks.length[at : at + _WINDOW]
-                runs = used.runs(int(starts[0]), int(ends[-1] - starts[0]))
+                runs = self._own.runs(int(starts[0]), int(ends[-1] - starts[0]))
                 following = np.searchsorted(
                     runs[:, 1], starts, side="right"
                 )  # the first run that ends behind

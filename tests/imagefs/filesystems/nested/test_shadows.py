@@ -157,6 +157,9 @@ def test_known_bytes(tmp_path: Path) -> None:
     for at, length in ((edge, 1), (edge - 1, 2), (edge - 4096, 8192), (hole + 5, 1)):
         with pytest.raises(UnsupportedError, match="not in the image"):
             known.read_at(at, length)
+    with pytest.raises(UnsupportedError, match="not in the image"):
+        everything.read_at(edge, 1)  # stored, but that may be what the imaging program put there
+    everything = KnownBytes(BytesReader(raw), 512, "v", is_held=True)
     assert everything.read_at(edge - 4096, 200_000) == raw[edge - 4096 : edge - 4096 + 200_000]
 
 
