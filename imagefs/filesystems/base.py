@@ -153,8 +153,8 @@ class FileSystem(ABC):
     def recorded_times(self, inode: int) -> Sequence[RecordedTimes]:
         """Return every record of a node's times, its own first."""
         known = self.attributes(inode)
-        times = known.modified, known.accessed, known.changed, known.created
-        return [RecordedTimes(*(time or None for time in times))]
+        modified, accessed = known.modified or None, known.accessed or None
+        return [RecordedTimes(modified, accessed, known.changed or None, known.created or None)]
 
     def system_entries(self) -> Sequence[Entry]:
         """Return the file system's own files in the root directory, which are not listed there."""

@@ -77,5 +77,8 @@ def recorded_times(mft: MasterFileTable, inode: int) -> list[RecordedTimes]:
 
 
 def _recorded(modified: int, accessed: int, changed: int, created: int) -> RecordedTimes:
-    times = modified, accessed, changed, created
-    return RecordedTimes(*(unix_nanoseconds(time) if time else None for time in times))
+    return RecordedTimes(_unix(modified), _unix(accessed), _unix(changed), _unix(created))
+
+
+def _unix(filetime: int) -> int | None:
+    return unix_nanoseconds(filetime) if filetime else None
