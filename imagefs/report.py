@@ -1,6 +1,7 @@
 """What ``info``, ``points``, ``ls`` and ``verify`` report, as documents of stable keys."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from formats.container import (
 )
 from formats.errors import FormatError
 from imagefs.filesystems import Recovery, Stream
+from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
 from imagefs.left_out import paging_files_left_out
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
@@ -93,7 +95,11 @@ def _disk_document(disk: Disk, *, can_read: bool) -> dict[str, Any]:
         "scheme": disk.scheme,
         "sector_size": disk.sector_size,
         "partitions": [
-            {**_partition_document(partition), "left_out": _left_out(partition, disk, can_read=can_read)}
+            {
+                **_partition_document(partition),
+                "encryption": _encryption(partition) if can_read else None,
+                "left_out": _left_out(partition, disk, can_read=can_read),
+            }
             for partition in disk.partitions
         ],
     }
@@ -111,6 +117,26 @@ def _partition_document(partition: Partition) -> dict[str, Any]:
         "stored_blocks": partition.stored_blocks(),
         "block_count": partition.block_count,
     }
+
+
+def _encryption(partition: Partition) -> dict[str, Any] | None:
+    """Return how a volume is encrypted; null where it is not."""
+    try:
+        volume = partition.reader()
+        if not is_bitlocker(volume):
+            return None
+    except FormatError:
+        return None  # what can't be read is told by who reads it
+    try:
+        with closing(BitLocker(volume, partition.name)) as found:
+            return {
+                "kind": "BitLocker",
+                "method": found.method,
+                "protectors": [protector._asdict() for protector in found.protectors],
+                "state": "locked" if found.reader is None else "open by its clear key",
+            }
+    except FormatError as error:
+        return {"kind": "BitLocker", "method": None, "protectors": [], "state": str(error)}
 
 
 def _left_out(partition: Partition, disk: Disk, *, can_read: bool) -> list[dict[str, Any]] | None:

@@ -58,11 +58,19 @@ def info(image: ImageArgument, json: Json = False) -> None:
         for line in columns(table, right=(3, 4)):
             output.print(line)
         for part in disk["partitions"]:
+            if part["encryption"]:
+                output.print(escape(name_text(f"{part['name']}: {_encryption_text(part['encryption'])}")))
             for file in part["left_out"] or ():
                 output.print(
                     f"{part['name']}/{file['path']}: {size_text(file['missing'])} of its"
                     f" {size_text(file['size'])} are not in the image: the imaging program leaves them out"
                 )
+
+
+def _encryption_text(encryption: dict[str, Any]) -> str:
+    ways = [f"{way['kind']} {way['identifier'].upper()}" for way in encryption["protectors"]]
+    facts = ", ".join(filter(None, [encryption["kind"], encryption["method"], encryption["state"]]))
+    return f"{facts}; opened by {', '.join(ways)}" if ways else facts
 
 
 def _not_taken(document: dict[str, Any]) -> Iterator[str]:
