@@ -56,7 +56,7 @@ class _Made:
     """The copy of a file with several names."""
 
     path: Path
-    identity: tuple[int, int]
+    identity: tuple[int, ...]
 
 
 class _Copy:
@@ -204,10 +204,9 @@ class _Copy:
         try:
             with os.fdopen(number, "wb", buffering=0) as file:
                 gone = self._write(reader, file, job.attributes.inode)
-                identity = _identity(os.fstat(file.fileno()))
                 if self.overwrite:
                     os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
-            self._put(scratch, job)
+            identity = self._put(scratch, job)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
@@ -252,13 +251,14 @@ class _Copy:
                 gone += length
         return gone
 
-    def _put(self, scratch: Path, job: _Job) -> None:
-        """Give a finished file its times and its name."""
+    def _put(self, scratch: Path, job: _Job) -> tuple[int, ...]:
+        """Give a finished file its times and its name, and return what it is known by."""
         is_link = job.attributes.type is NodeType.LINK
         if not is_link:
             scratch.chmod((job.attributes.mode | stat.S_IWUSR) & 0o777 & ~self._umask)
         self.keep_streams(scratch, job)
         _set_times(scratch, job.attributes)
+        identity = _identity(scratch.lstat())
         if self.overwrite:
             scratch.replace(job.target)
         elif is_link:
@@ -275,6 +275,7 @@ class _Copy:
                 scratch.rename(job.target)
             else:
                 scratch.unlink()
+        return identity
 
     def keep_streams(self, copy: Path, job: _Job) -> None:
         """Give a copy what its node has beside data, if that is wanted."""
@@ -367,8 +368,9 @@ def _scratch(target: Path) -> Path:
     return target.with_name(f".{os.urandom(8).hex()}.imagefs")
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what a file is known by: its number alone may soon be another's."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_name(name: str) -> None:

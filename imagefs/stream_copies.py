@@ -10,8 +10,8 @@ from formats.blockreader import BlockReader
 from formats.errors import FormatError
 from imagefs.tree import ImageTree
 
-# As ntfs-3g takes them; file attributes come last, since a file may be read-only from then on.
-_NTFS = ("system.ntfs_crtime_be", "system.ntfs_attrib_be")
+# As ntfs-3g takes them. All times, not that of creation alone: others that are set after it are lost.
+_NTFS = ("system.ntfs_attrib_be", "system.ntfs_times_be")
 _UNKNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # what other file systems say to them
 _LIMIT = 1 << 16  # bytes of an extended attribute; Linux takes no larger ones
 _TOO_LARGE = (errno.E2BIG, errno.ENOSPC, errno.ERANGE)
@@ -42,7 +42,7 @@ def copy_streams(tree: ImageTree, inode: int, target: Path, *, overwrite: bool) 
 
 
 def copy_ntfs_attributes(tree: ImageTree, inode: int, target: Path) -> Iterator[Failure]:
-    """Give a copy on NTFS the creation time and file attributes of a node; yield what can't be read."""
+    """Give a copy on NTFS the times and file attributes of a node; yield what can't be read."""
     if sys.platform != "linux":
         return
     for name in _NTFS:
