@@ -19,6 +19,7 @@ from imagefs.filesystems.ntfs.index import read_index
 from imagefs.filesystems.ntfs.layout import ROOT, AttributeType
 from imagefs.filesystems.ntfs.listing import Listing, ListingBuilder
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find
+from imagefs.filesystems.ntfs.rebuild import NamesOfRecords
 from imagefs.filesystems.upcase import UpCase
 from mounters.tree import NodeType
 
@@ -50,21 +51,45 @@ class Directories:
         self._recorded_type = recorded_type
         self._listings: LeastRecentlyUsed[int, Listing] = LeastRecentlyUsed(ENTRIES_KEPT, len)
         self._descents = Descents(mft, cluster_size)
+        self._records = NamesOfRecords(mft)
         self._sensitive: LeastRecentlyUsed[int, bool] = LeastRecentlyUsed(_SENSITIVE_KEPT)
         self._upcase: UpCase | None = None
         self._upcase_read = False
         self._lock = threading.Lock()
 
     def listing(self, inode: int) -> Listing:
-        """Return all names of a directory; FormatError where they can't be read whole."""
+        """Return all names of a directory; FormatError where they can't be had whole.
+
+        Where its index is damaged they are taken from the file records.
+        """
         known = self._listings.get(inode)
         if known is None:
             builder = ListingBuilder(inode, self._recorded_type)
-            for names in read_index(self._mft, inode, self._cluster_size, self._volume_size):
-                builder.add(names)
-            known = builder.listing()
+            try:
+                for names in read_index(self._mft, inode, self._cluster_size, self._volume_size):
+                    builder.add(names)
+                known = builder.listing()
+            except FormatError as error:
+                known = self._rebuilt(inode, builder.listing(), error)
             self._listings.put(inode, known)
         return known
+
+    def _rebuilt(self, inode: int, part: Listing, problem: FormatError) -> Listing:
+        """Return a directory as the file records have it, which must have what of its index was read.
+
+        Raises ``problem`` where that can't be.
+        """
+        builder = ListingBuilder(inode, self._recorded_type)
+        try:
+            builder.add(self._records.names(inode))
+        except FormatError as error:
+            log.info("directory %d can't be listed from $MFT either: %s", inode, error)
+            raise problem from None
+        listing = builder.listing()
+        if not listing.includes(part):
+            raise problem
+        log.warning("directory %d is listed from $MFT: %s", inode, problem)
+        return listing
 
     def reference(self, inode: int, name: str) -> int | None:
         """Return what a name in a directory stands for, None when it is not there.

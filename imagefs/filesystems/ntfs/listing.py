@@ -19,7 +19,6 @@ from imagefs.filesystems.ntfs.layout import (
 from imagefs.filesystems.upcase import UpCase, fold_names
 from mounters.tree import Entry, NodeType
 
-
 # Without a Python call for each: there are directories of a million names.
 _entry: Callable[[tuple[str, int, NodeType]], Entry] = partial(tuple.__new__, Entry)
 
@@ -36,6 +35,12 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.entries) + 1
+
+    def includes(self, part: "Listing") -> bool:
+        """Tell whether all names of another listing are here, and stand for the same."""
+        own = set(zip((entry.name for entry in self.entries), self.references, strict=True))
+        names = (entry.name for entry in part.entries)
+        return own.issuperset(zip(names, part.references, strict=True))
 
     def reference(self, name: str, upcase: UpCase | None) -> int | None:
         """Return what a name stands for; the file system's own files are found as well.

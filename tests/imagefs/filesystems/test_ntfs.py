@@ -580,10 +580,13 @@ def test_unreadable_ranges(ntfs_image: Path) -> None:
         assert isinstance(packed, BlockReader)
         broken = open_file_system(FailingReader(lower, (start, 1), (middle, 1)))
         assert broken is not None
+        assert sorted(broken.entries(many)) == sorted(sound.entries(many))  # from $MFT
+        assert broken.lookup(many, "file number 00001.dat") == sound.lookup(many, "file number 00001.dat")
+        records = sound._mft.data.place(resolve(sound, "plain.bin") * 1024)  # type: ignore[attr-defined]
+        worse = open_file_system(FailingReader(lower, (start, 1), (records, 1)))
+        assert worse is not None
         with pytest.raises(DamagedBlockError):
-            broken.entries(many)
-        with pytest.raises(DamagedBlockError):
-            broken.lookup(many, "file number 00001.dat")
+            worse.entries(many)
         reader = broken.open(resolve(broken, "fragmented.bin"))
         with pytest.raises(DamagedBlockError):
             reader.read_at(file.size // 2, 1)

@@ -19,7 +19,8 @@ from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.ntfs.descent import Descents
 from imagefs.filesystems.ntfs.index import open_index
 from imagefs.filesystems.ntfs.index_blocks import Names, names_of_blocks
-from imagefs.filesystems.ntfs.layout import apply_fixups, parse_children, parse_index_entries
+from imagefs.filesystems.ntfs.layout import AttributeType, apply_fixups, parse_children, parse_index_entries
+from imagefs.filesystems.ntfs.mft import find
 
 BLOCK = 4096
 LETTERS = "aAbBzZäÄßéÉiI\u0131İωΩжЖ_09-😀語"
@@ -244,6 +245,36 @@ def test_damage_elsewhere_does_not_hinder(
             except DamagedError:  # never "no such file"
                 continue
         assert found > 150
+
+
+def test_a_damaged_index_is_listed_from_the_file_records(
+    volume: NtfsFileSystem, image: Path, inodes: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    torn = dict.fromkeys(places(volume)[3:6], b"torn")
+    with FileReader(image) as reader:
+        broken = NtfsFileSystem(Patched(reader, torn))
+        sound = {entry.name: entry for entry in volume.entries(large(volume))}
+        assert {entry.name: entry for entry in broken.entries(large(broken))} == sound
+        assert "is listed from $MFT" in caplog.text
+        for name in list(inodes)[:50]:
+            assert broken.lookup(large(broken), name) == inodes[name]
+        with pytest.raises(FileNotFoundError):
+            broken.lookup(large(broken), "not there")
+        used = min(inodes.values())
+        bits = volume._mft.value(find(volume._mft.record(0).attributes, AttributeType.BITMAP), "")
+        free = next(
+            number
+            for number in range(used, bits.size * 8)
+            if not bits.read_at(number // 8, 1)[0] >> number % 8 & 1
+        )
+        for record, is_damage in ((used, True), (free, False)):
+            place = volume._mft.data.place(record * 1024)  # type: ignore[attr-defined]
+            worse = NtfsFileSystem(Patched(reader, torn | {place: b"BAAD"}))
+            if is_damage:
+                with pytest.raises(DamagedError, match="in place of b'INDX'"):
+                    worse.entries(large(worse))
+            else:
+                assert len(worse.entries(large(worse))) == len(inodes)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
