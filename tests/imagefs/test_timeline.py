@@ -282,6 +282,15 @@ def test_a_loop_ends(odd: tuple[Path, Path]) -> None:
     assert all(path.endswith("/again") for path in told)
 
 
+def test_deleted_files_of_fat(built_set: Callable[[str], BuiltSet]) -> None:
+    written = built_set("fat32").full
+    theirs = lines_of(run("fls", "-m", "/", "-r", "-o", "2048", written.disks[0].path))
+    output = told(written.path, "disk1/p1", "--deleted")
+    assert lines_of(output, b"/disk1/p1/$Deleted/") == {
+        line for line in theirs if line[0].endswith(b" (deleted)") and not line[0].startswith(b"$Orphan")
+    }
+
+
 def _fail(path: str, error: Exception) -> None:
     raise AssertionError(path) from error
 
