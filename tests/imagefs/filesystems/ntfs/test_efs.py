@@ -14,6 +14,10 @@ from formats.blockreader import FileReader
 from formats.errors import UnsupportedError
 from imagefs.filesystems import FileSystem, open_file_system
 from imagefs.filesystems.base import VolumeOptions
+from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs.data import open_attribute
+from imagefs.filesystems.ntfs.layout import AttributeType
+from imagefs.filesystems.ntfs.mft import find
 from tests.conftest import missing
 
 SIZES = (1, 512, 4096, 100_000)
@@ -67,3 +71,15 @@ def test_an_error_unless_asked_for(built: tuple[Path, Path], size: int) -> None:
         assert volume.attributes(inode).size == size
         with pytest.raises(UnsupportedError, match=f"file {inode} is encrypted by EFS .*--raw-efs"):
             volume.open(inode)
+
+
+def test_a_stream_is_encrypted_by_itself(built: tuple[Path, Path]) -> None:
+    """Whatever the file says: its attributes tell of the unnamed data."""
+    with FileReader(built[0]) as lower:
+        volume = NtfsFileSystem(lower)
+        record = volume._mft.record(volume.lookup(volume.root, "512"))
+        extents = find(volume._mft.attributes(record), AttributeType.DATA)
+        with pytest.raises(UnsupportedError, match="stream is encrypted by EFS"):
+            open_attribute(volume._mft, extents, "stream", VolumeOptions())
+        raw = open_attribute(volume._mft, extents, "stream", VolumeOptions(raw_efs=True))
+        assert raw.read_at(0, raw.size) == noise(512, 0, 512)

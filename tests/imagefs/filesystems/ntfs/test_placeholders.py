@@ -14,6 +14,9 @@ from fixtures.volumes import make_ntfs, mounted_ntfs, set_xattr
 from formats.blockreader import BlockReader, FileReader
 from formats.errors import UnsupportedError
 from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs.layout import AttributeType
+from imagefs.filesystems.ntfs.mft import find
+from imagefs.filesystems.ntfs.placeholders import check_is_here
 from tests.conftest import missing
 
 CLOUD, ONEDRIVE = 0x9000601A, 0x80000021
@@ -118,6 +121,16 @@ def test_what_its_attributes_say_is_elsewhere_is_not(reader: FileReader, name: s
 def test_what_lacks_clusters_is_not(reader: FileReader, name: str) -> None:
     with pytest.raises(UnsupportedError, match=r"in the cloud: cloud file, reparse tag 0x9000601a"):
         read(reader, name)
+
+
+def test_what_is_not_valid_to_its_end_is_not(reader: FileReader) -> None:
+    volume = NtfsFileSystem(reader)
+    attributes = volume._mft.attributes(volume._mft.record(volume.lookup(volume.root, f"{CLOUD:#x}")))
+    data = find(attributes, AttributeType.DATA)
+    check_is_here(volume._mft, data, 0, CLOUD, "file")
+    short = [data[0]._replace(initialized=data[0].size - 1), *data[1:]]
+    with pytest.raises(UnsupportedError, match="in the cloud"):
+        check_is_here(volume._mft, short, 0, CLOUD, "file")
 
 
 @pytest.mark.parametrize("tag", ELSEWHERE)

@@ -257,6 +257,20 @@ def test_a_table_that_points_anywhere() -> None:
             assert reader.read_at(chunk * 4096, 4096) == ODD[chunk * 4096 :][:4096]
 
 
+def test_a_chunk_longer_than_what_it_stands_for() -> None:
+    """It could be decoded, with more behind it; but nothing writes such a thing."""
+    (packed,) = compressed([ODD[:4097]], "xpress4k")
+    algorithm = parse_wof(wof_point(0), "file")
+    for length in (4095, 4097):
+        stored = struct.pack("<I", length) + packed[4:-1].ljust(length, b"x") + packed[-1:]
+        reader = WofReader(BytesReader(stored), 4097, algorithm, "file 5")
+        if length < 4096:
+            assert reader.read_at(0, 4097) == ODD[:4097]
+            continue
+        with pytest.raises(DamagedError, match="file 5: chunk 0 lies from 0 to 4097"):
+            reader.read_at(0, 1)
+
+
 CONTENTS = {
     algorithm: text(1, 0, 3 * chunk) + noise(1, 0, 2000) for algorithm, (_, _, chunk) in ALGORITHMS.items()
 }
