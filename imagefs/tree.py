@@ -31,6 +31,8 @@ from imagefs.filesystems import (
     open_file_system,
 )
 from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
+from imagefs.filesystems.nested.lvm import LogicalVolume, logical_volumes
+from imagefs.filesystems.nested.lvm_metadata import is_physical_volume
 from imagefs.filesystems.nested.shadows import Shadows, has_shadows
 from imagefs.readahead import ReadAheadHandle
 from mounters.tree import (
@@ -208,7 +210,11 @@ class ImageTree(Tree):
                 raw = _Raw(0, _nanoseconds(place.point), reader.size, partial(_same, reader))
                 children[f"{partition.name}.decrypted.raw"] = raw
                 is_held = True  # what is free inside is not free outside
-            volume = self._load_volume(place, reader, is_held=is_held)
+            volume: _Node | None
+            if is_physical_volume(reader):
+                volume = self._volume_group(place)
+            else:
+                volume = self._load_volume(place, reader, is_held=is_held)
         except UnsupportedError as error:
             log.info("%s is shown as bytes alone: %s", place.name, error)
             return children
@@ -216,6 +222,34 @@ class ImageTree(Tree):
             volume = _Volume(0, _nanoseconds(place.point), problem=error)
         if volume is not None:
             children[partition.name] = volume
+        return children
+
+    def _volume_group(self, place: _Place) -> _Directory | None:
+        """Return a directory of logical volumes, None where another partition shows them."""
+        partitions = (
+            (f"{disk.name}/{partition.name}", partition.reader())
+            for disk in place.point.disks
+            for partition in disk.partitions
+        )
+        volumes = logical_volumes(place.name, partitions)
+        if volumes is None:
+            return None
+        return _Directory(0, _nanoseconds(place.point), partial(self._load_logical, place, volumes))
+
+    def _load_logical(self, place: _Place, volumes: Mapping[str, LogicalVolume]) -> "Mapping[str, _Node]":
+        children: dict[str, _Node] = {}
+        created = _nanoseconds(place.point)
+        for name, logical in volumes.items():
+            inner: _Volume | None
+            try:
+                reader = logical.open()
+                raw = _Raw(0, created, reader.size, partial(_same, reader))
+                children[f"{name}.raw"] = self._add(raw)
+                inner = self._load_volume(place._replace(name=f"{place.name}/{name}"), reader, is_held=True)
+            except FormatError as error:
+                inner = _Volume(0, created, problem=error)
+            if inner is not None:
+                children[name] = self._add(inner)
         return children
 
     def _unlocked(self, reader: BlockReader, name: str) -> BlockReader:
