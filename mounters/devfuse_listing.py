@@ -4,6 +4,8 @@ There are directories of a million names: the records are put together by numpy,
 """
 
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -64,6 +66,39 @@ class DirectoryListing:
                 kind = attributes.type
             records += (DIRENTPLUS.pack(*entry, number, at + 1, len(name), _TYPES[kind]), name, padding)
         return b"".join(records)
+
+
+class Habit:
+    """Whether who lists directories also asks for the attributes of the files in them.
+
+    Kernels want attributes where any listing begins, in case they are of use; whether they were, they do
+    not say, but attributes that they have not got they look for. So some listings are told by names alone.
+    """
+
+    _EVERY = 16  # of listings with attributes, one is told without, to see
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun = 0
+        self._wanted = False
+        self._asked = False  # since it was last seen to
+        self._by_name: deque[int] = deque(maxlen=64)  # directories told by names alone
+
+    def begins(self, inode: int) -> bool:
+        """Return whether to tell attributes with the listing of a directory that begins."""
+        with self._lock:
+            self._begun += 1
+            if self._wanted and self._begun % self._EVERY:
+                return True
+            self._wanted, self._asked = self._asked, False
+            self._by_name.append(inode)
+            return False
+
+    def asks(self, inode: int) -> None:
+        """Take note that someone asks for a file's attributes by its name in a directory."""
+        with self._lock:
+            if not self._asked and inode in self._by_name:
+                self._wanted = self._asked = True
 
 
 def _encoded(names: Sequence[str]) -> bytes | None:

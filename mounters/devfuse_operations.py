@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-from mounters.devfuse_listing import DirectoryListing
+from mounters.devfuse_listing import DirectoryListing, Habit
 from mounters.devfuse_protocol import (
     ATTR_OUT,
     ENTRY_OUT,
@@ -47,7 +47,7 @@ from mounters.translation import (
     open_checked,
     read_checked,
 )
-from mounters.tree import Attributes, Tree
+from mounters.tree import Attributes, NodeType, Tree
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Operations:
         self._handles = Handles()
         self._listings: OrderedDict[int, DirectoryListing] = OrderedDict()
         self._listings_lock = threading.Lock()
+        self._habit = Habit()
         self.opens_directories = True  # else the kernel is told not to ask, which it remembers
         self._answers: dict[int, Callable[[int, bytes], Answer]] = {
             Opcode.LOOKUP: self._lookup,
@@ -138,7 +139,10 @@ class Operations:
                 raise
             return _ABSENT
         number = self._inodes.kernel(found)
-        fields = attribute_fields(number, self._tree.attributes(found))
+        attributes = self._tree.attributes(found)
+        if attributes.type is not NodeType.DIRECTORY:  # which may be looked for to go into it
+            self._habit.asks(inode)
+        fields = attribute_fields(number, attributes)
         return ENTRY_OUT.pack(number, 0, FOREVER, FOREVER, 0, 0, *fields)
 
     def _getattr(self, inode: int, request: bytes) -> bytes:
@@ -235,6 +239,8 @@ class Operations:
         position, size = fields[_READDIR_OFFSET], fields[_READDIR_SIZE]
         listing = self._listing(inode)
         # The kernel begins every listing so; it goes on only when someone wants the attributes.
+        if not position and not self._habit.begins(inode):
+            return listing.entries_from(position, size, lambda at: None)
         if listing.attributes is None and (position or len(listing.names) <= _FEW):
             found = self._tree.entries_with_attributes(inode)
             listing.attributes = {entry.name: attributes for entry, attributes in found}

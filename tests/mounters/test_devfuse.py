@@ -19,7 +19,7 @@ from mounters.controller import MountError, MountOptions, mount, start_in_backgr
 from mounters.devfuse_operations import Operations
 from mounters.mountpoints import is_mounted
 from mounters.tree import Attributes, Entry, NodeType
-from tests.mounters.memory_tree import MANY, MemoryTree, content
+from tests.mounters.memory_tree import MemoryTree, content
 from tests.mounters.mounting import ROOT, argv, need, skip_or_fail
 
 LOOKUP, FORGET, OPEN, READ, GETXATTR, READDIR, READDIRPLUS = 1, 2, 14, 15, 22, 28, 44
@@ -147,8 +147,8 @@ def test_listing_in_small_pieces(tree: MemoryTree, folder: str, opcode: int, ext
         assert answer_of(operations, request_of(opcode, node, read_body(0, beyond, 4096))) == (0, b"")
 
 
-def test_names_alone_ask_for_no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long listing begins with attributes, as kernels do, and goes on without them."""
+def test_attributes_are_told_to_who_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels ask for them where any listing begins; they are read for who has been seen to use them."""
     tree = MemoryTree()
     asked: list[int] = []
     attributes = tree.attributes
@@ -158,16 +158,53 @@ def test_names_alone_ask_for_no_attributes(monkeypatch: pytest.MonkeyPatch) -> N
         return attributes(inode)
 
     monkeypatch.setattr(tree, "attributes", count)
-    operations, node = Operations(tree), tree.resolve("many")
-    _, data = answer_of(operations, request_of(READDIRPLUS, node, read_body(0, 0, 32768)))
-    first = len(list(listed(data, 128)))
-    assert len(asked) == first
-    cookie = first
-    while data:
-        _, data = answer_of(operations, request_of(READDIR, node, read_body(0, cookie, 32768)))
-        cookie += len(list(listed(data)))
-    assert cookie == MANY
-    assert len(asked) == first
+    operations = Operations(tree)
+    many, odd = tree.resolve("many"), tree.resolve("odd")
+
+    def told(node: int, cookie: int = 0) -> list[int]:
+        _, data = answer_of(operations, request_of(READDIRPLUS, node, read_body(0, cookie, 32768)))
+        numbers, at = [], 0
+        while at < len(data):
+            number, length = struct.unpack_from("=Q136xI", data, at)
+            numbers.append(number)
+            at += 152 + -(-length // 8) * 8
+        return numbers
+
+    def list_names(node: int) -> None:
+        cookie, count = len(told(node)), 1
+        while count:
+            _, data = answer_of(operations, request_of(READDIR, node, read_body(0, cookie, 32768)))
+            count = len(list(listed(data)))
+            cookie += count
+        assert cookie == len(tree.nodes[node].children)
+
+    list_names(many)
+    list_names(odd)
+    answer_of(operations, request_of(LOOKUP, 1, b"many\0"))  # to go into it
+    asked.clear()
+    assert set(told(many)) == {0}
+    assert asked == []
+    answer_of(operations, request_of(LOOKUP, many, b"file 00001\0"))
+    assert told(odd) == list(tree.nodes[odd].children.values())
+    first = told(many)
+    assert first == list(tree.nodes[many].children.values())[: len(first)]
+    assert 100 < len(first) < 300
+    assert len(asked) < 300  # no more than were told
+    assert told(many, len(first))[0] == first[-1] + 1
+    by_name = sum(set(told(odd)) == {0} for _ in range(100))
+    assert by_name > 60  # nobody has looked for what was not told
+
+
+def test_attributes_go_on_being_told_to_who_uses_them() -> None:
+    tree = MemoryTree()
+    operations, odd = Operations(tree), tree.resolve("odd")
+    by_name = 0
+    for _ in range(100):
+        _, data = answer_of(operations, request_of(READDIRPLUS, odd, read_body(0, 0, 32768)))
+        if not struct.unpack_from("=Q", data)[0]:  # nothing but names: they are looked up
+            by_name += 1
+            answer_of(operations, request_of(LOOKUP, odd, b"two words\0"))
+    assert 3 < by_name < 10
 
 
 def test_names_that_cannot_be_shown_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
