@@ -279,14 +279,18 @@ def test_an_end_while_the_tree_is_stuck_frees_who_waits(
     """The thread in the tree goes on to its own end; the reader does not wait for it."""
     need("devfuse")
     monkeypatch.setattr("mounters.devfuse_mount._GRACE", 0.3)
-    tree, release = MemoryTree(), threading.Event()
+    tree, entered, release = MemoryTree(), threading.Event(), threading.Event()
     node = tree.nodes[tree.resolve("big.bin")]
-    node.read = lambda offset, length: bytes(length * release.wait(30))
+
+    def read(offset: int, length: int) -> bytes:
+        entered.set()
+        return bytes(length * release.wait(30))
+
+    node.read = read
     mounted = mount(tree, tmp_path, MountOptions(mechanism="devfuse"))
     try:
         reader = subprocess.Popen(["cat", tmp_path / "big.bin"], stderr=subprocess.DEVNULL)
-        while not tree.opened:
-            pass
+        assert entered.wait(30)
         mounted._session.stop()
         assert reader.wait(10) != 0
         assert not is_mounted(str(tmp_path))
