@@ -26,7 +26,7 @@ from imagefs.filesystems.ntfs.wof import WofReader, parse_wof
 from tests.benchmarks.imaging import real_files
 
 
-def run(folder: Path, runs: int, *, small: bool = False) -> None:
+def run(folder: Path, runs: int, *, small: bool) -> None:
     """Run them all and print."""
     source = _source(folder / "source", (6 if small else 64) * MIB)
     print(f"decoding {len(source) / MIB:.0f} MiB on one core: MB/s, median of {runs}")
