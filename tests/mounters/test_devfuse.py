@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -271,6 +272,25 @@ def test_an_end_in_use_leaves_neither_threads_nor_files(tmp_path: Path) -> None:
             thread.join(5)
             assert not thread.is_alive()
     assert set(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
+
+
+def test_an_end_while_a_file_is_open(tmp_path: Path) -> None:
+    """Nobody asks for anything, and still all threads end at once."""
+    need("devfuse")
+    tree = MemoryTree()
+    with mount(tree, tmp_path, MountOptions(mechanism="devfuse")) as mounted:
+        fd = os.open(tmp_path / "big.bin", os.O_RDONLY)
+        begun = time.monotonic()
+        mounted.unmount()
+        assert mounted.wait(0)
+        assert time.monotonic() - begun < 3
+    try:
+        with pytest.raises(OSError, match=r"connect|aborted"):
+            os.pread(fd, 4096, 5 << 20)
+    finally:
+        with suppress(OSError):
+            os.close(fd)
+    assert tree.opened == []
 
 
 def test_an_end_while_the_tree_is_stuck_frees_who_waits(
