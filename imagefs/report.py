@@ -1,7 +1,6 @@
 """What ``info``, ``points``, ``ls`` and ``verify`` report, as documents of stable keys."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from formats.container import (
 )
 from formats.errors import FormatError
 from imagefs.filesystems import Recovery, Stream
-from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
+from imagefs.filesystems.nested.encrypted import encryption_document
 from imagefs.left_out import paging_files_left_out
 from imagefs.source import Source
 from imagefs.tree import own_number, unreadable_reason
@@ -120,23 +119,11 @@ def _partition_document(partition: Partition) -> dict[str, Any]:
 
 
 def _encryption(partition: Partition) -> dict[str, Any] | None:
-    """Return how a volume is encrypted; null where it is not."""
+    """Return how a volume is encrypted; null where it is not, or can't be read at all."""
     try:
-        volume = partition.reader()
-        if not is_bitlocker(volume):
-            return None
+        return encryption_document(partition.reader(), partition.name)
     except FormatError:
-        return None  # what can't be read is told by who reads it
-    try:
-        with closing(BitLocker(volume, partition.name)) as found:
-            return {
-                "kind": "BitLocker",
-                "method": found.method,
-                "protectors": [protector._asdict() for protector in found.protectors],
-                "state": "locked" if found.reader is None else "open by its clear key",
-            }
-    except FormatError as error:
-        return {"kind": "BitLocker", "method": None, "protectors": [], "state": str(error)}
+        return None
 
 
 def _left_out(partition: Partition, disk: Disk, *, can_read: bool) -> list[dict[str, Any]] | None:

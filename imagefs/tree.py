@@ -30,7 +30,9 @@ from imagefs.filesystems import (
     open_deleted,
     open_file_system,
 )
-from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
+from imagefs.filesystems.nested.bitlocker import BitLocker
+from imagefs.filesystems.nested.encrypted import open_encrypted
+from imagefs.filesystems.nested.luks import Luks
 from imagefs.filesystems.nested.lvm import LogicalVolume, logical_volumes
 from imagefs.filesystems.nested.lvm_metadata import is_physical_volume
 from imagefs.filesystems.nested.shadows import Shadows, has_shadows
@@ -108,7 +110,7 @@ class ImageTree(Tree):
     _volumes: dict[int, FileSystem] = field(default_factory=dict)
     _added: dict[int, dict[str, _Node]] = field(default_factory=dict)  # by inode number of a volume's root
     _added_inodes: set[int] = field(default_factory=set)
-    _nested: list[Shadows | BitLocker] = field(default_factory=list)
+    _nested: list[Shadows | BitLocker | Luks] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _total: int = 0
 
@@ -205,8 +207,9 @@ class ImageTree(Tree):
         try:
             reader = partition.reader()
             is_held = place.point.holds_free_space
-            if is_bitlocker(reader):
-                reader = self._unlocked(reader, place.name)
+            encrypted = open_encrypted(reader, place.name, self.options.keys)
+            if encrypted is not None:
+                reader = self._unlocked(encrypted)
                 raw = _Raw(0, _nanoseconds(place.point), reader.size, partial(_same, reader))
                 children[f"{partition.name}.decrypted.raw"] = raw
                 is_held = True  # what is free inside is not free outside
@@ -252,9 +255,8 @@ class ImageTree(Tree):
                 children[name] = self._add(inner)
         return children
 
-    def _unlocked(self, reader: BlockReader, name: str) -> BlockReader:
-        """Return what an encrypted volume holds; PasswordError where no key opens it."""
-        encrypted = BitLocker(reader, name, self.options.keys)
+    def _unlocked(self, encrypted: BitLocker | Luks) -> BlockReader:
+        """Return what an encrypted volume holds; PasswordError where no key has opened it."""
         if encrypted.reader is None:
             encrypted.close()
             raise encrypted.problem

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, PasswordError, UnsupportedError
 from imagefs.filesystems.base import VolumeKey
-from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader, StoredBytes
+from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader, StoredBytes, key_text
 
 _SIGNATURE = b"-FVE-FS-"
 _IDENTIFIER = bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")  # 4967d63b-2e29-4ad8-8399-f6a339e3d001
@@ -54,6 +54,8 @@ class BitLocker:
 
     ``reader`` gives what it holds once a key has opened it, None while it is locked.
     """
+
+    kind = "BitLocker"
 
     def __init__(self, volume: BlockReader, name: str, keys: Sequence[VolumeKey] = ()) -> None:
         sector = volume.read_at(0, 512)
@@ -108,7 +110,7 @@ def _attempts(value: bytes) -> Iterator[bytes]:
     if _is_startup_key(value):
         yield b"S" + value
         return
-    text = _text(value)
+    text = key_text(value)
     if text is None:
         return
     for recovery in dict.fromkeys(_RECOVERY.findall(text)):  # alone, or in the text that Windows saves
@@ -122,15 +124,3 @@ def _is_startup_key(value: bytes) -> bool:
         return False
     size, version, header, copy = struct.unpack_from("<IIII", value)
     return bool(version == 1 and header == 48 and size == copy <= len(value))
-
-
-def _text(value: bytes) -> str | None:
-    """Return a text file's text without the end of its line; None for what is no text."""
-    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-    encoding = next((name for mark, name in marks.items() if value.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and value[1:2] == b"\0":
-        encoding = "utf-16-le"
-    try:
-        return value.decode(encoding).rstrip("\r\n")
-    except UnicodeDecodeError:
-        return None

@@ -247,6 +247,18 @@ class StoredBytes(BlockReader):
         return self._lower.read_at(offset, length)
 
 
+def key_text(value: bytes) -> str | None:
+    """Return the text of a key file, without the end of its line; None for what is no text."""
+    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+    encoding = next((name for mark, name in marks.items() if value.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and value[1:2] == b"\0":
+        encoding = "utf-16-le"
+    try:
+        return value.decode(encoding).rstrip("\r\n")
+    except UnicodeDecodeError:
+        return None
+
+
 def _joined(pieces: Sequence[bytes]) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

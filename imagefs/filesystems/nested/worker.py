@@ -181,6 +181,21 @@ def _open_bitlocker(files: list[RemoteFile], keys: list[bytes]) -> Opened:
     return {"method": method, "protectors": protectors, "size": size}, [volume]
 
 
+def _open_luks(files: list[RemoteFile], keys: list[bytes]) -> Opened:
+    import pyluksde  # noqa: PLC0415
+
+    volume = pyluksde.volume()
+    volume.open_file_object(files[0])
+    for key in keys:
+        if not volume.is_locked():
+            break
+        attempt = pyluksde.volume()
+        attempt.set_password(key.decode())
+        attempt.open_file_object(files[0])
+        volume = attempt
+    return {"size": None if volume.is_locked() else volume.get_size()}, [volume]
+
+
 def _give_key(volume: Any, kind: bytes, key: bytes) -> None:
     if kind == b"R":
         volume.set_recovery_password(key.decode())
@@ -201,6 +216,7 @@ def _give_key(volume: Any, kind: bytes, key: bytes) -> None:
 _OPENERS: dict[str, Callable[[list[RemoteFile], list[bytes]], Opened]] = {
     "shadows": _open_shadows,
     "bitlocker": _open_bitlocker,
+    "luks": _open_luks,
 }
 
 

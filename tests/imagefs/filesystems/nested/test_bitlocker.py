@@ -20,7 +20,7 @@ from formats.blockreader import BlockReader, BytesReader, ConcatReader, ZeroRead
 from formats.errors import DamagedError, FormatError, PasswordError, UnsupportedError
 from imagefs.filesystems import VolumeKey, VolumeOptions
 from imagefs.filesystems.detect import recognise
-from imagefs.filesystems.nested.bitlocker import BitLocker, is_bitlocker
+from imagefs.filesystems.nested.bitlocker import BitLocker, _attempts, is_bitlocker
 from imagefs.tree import ImageTree
 from tests.conftest import mounted, run_imagefs
 from tests.imagefs.built import sha256_of
@@ -55,20 +55,6 @@ def image(built: BuiltBitLocker, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert done.code == 0, done.errors
     (path,) = folder.glob("*.mrimgx")
     return path
-
-
-def key_files(built: BuiltBitLocker) -> dict[str, bytes]:
-    """Return what people have as key files."""
-    saved = f"BitLocker Drive Encryption recovery key\r\n\r\nRecovery Key:\r\n\r\n\t{RECOVERY}\r\n"
-    return {
-        "password": PASSWORD.encode(),
-        "password and newline": PASSWORD.encode() + b"\n",
-        "recovery password": RECOVERY.encode() + b"\r\n",
-        "as Windows saves it": b"\xff\xfe" + saved.encode("utf-16-le"),
-        "UTF-16": PASSWORD.encode("utf-16-le"),
-        "UTF-8 with a mark": b"\xef\xbb\xbf" + PASSWORD.encode(),
-        "startup key": built.startup_key,
-    }
 
 
 def options(*keys: bytes) -> VolumeOptions:
@@ -106,12 +92,30 @@ def test_dislocker_takes_the_password_and_the_recovery_password(
         assert out.read_bytes() == built.plain
 
 
-def test_each_kind_of_key_opens_it(built: BuiltBitLocker) -> None:
-    for kind, value in key_files(built).items():
-        keys = options(b"wrong", value).keys if kind == "startup key" else options(value).keys
-        with closing(BitLocker(BytesReader(built.path.read_bytes()), "p", keys)) as volume:
-            assert volume.reader is not None, kind
-            assert volume.reader.read_at(0, 1 << 20) == built.plain[: 1 << 20]
+SAVED = f"BitLocker Drive Encryption recovery key\r\n\r\nRecovery Key:\r\n\r\n\t{RECOVERY}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "tried"),
+    [
+        (PASSWORD.encode(), [f"P{PASSWORD}"]),
+        (PASSWORD.encode() + b"\n", [f"P{PASSWORD}"]),
+        (PASSWORD.encode("utf-16-le") + b"\r\0\n\0", [f"P{PASSWORD}"]),
+        (b"\xef\xbb\xbf" + PASSWORD.encode(), [f"P{PASSWORD}"]),
+        (RECOVERY.encode() + b"\r\n", [f"R{RECOVERY}", f"P{RECOVERY}"]),
+        (b"\xff\xfe" + SAVED.encode("utf-16-le"), [f"R{RECOVERY}", f"P{SAVED.rstrip()}"]),
+        (b"\xff\xff\xff", []),
+    ],
+)
+def test_what_a_key_file_may_be(value: bytes, tried: list[str]) -> None:
+    assert [attempt.decode() for attempt in _attempts(value)] == tried
+
+
+@pytest.mark.parametrize("value", [PASSWORD.encode() + b"\n", b"\xff\xfe" + SAVED.encode("utf-16-le")])
+def test_passwords_open_it(built: BuiltBitLocker, value: bytes) -> None:
+    with closing(BitLocker(BytesReader(built.path.read_bytes()), "p", options(value).keys)) as volume:
+        assert volume.reader is not None
+        assert volume.reader.read_at(0, 1 << 20) == built.plain[: 1 << 20]
 
 
 def test_the_tree_with_a_key(built: BuiltBitLocker, image: Path) -> None:
