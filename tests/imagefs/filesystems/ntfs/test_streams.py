@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.ntfs_metadata import MANY_STREAMS, ODD_STREAMS, STREAM_SIZES, metadata_volume, stream_content
+from fixtures.content import noise
+from fixtures.ntfs_metadata import (
+    MANY_STREAMS,
+    ODD_STREAMS,
+    SCATTERED,
+    SCATTERED_STEP,
+    STREAM_SIZES,
+    metadata_volume,
+    stream_content,
+)
 from fixtures.tools import run
 from formats.errors import DamagedError
 from imagefs.filesystems.ntfs import NtfsFileSystem
@@ -47,7 +56,7 @@ def test_as_ntfs3g_lists_and_reads_them(path: Path, volume: NtfsFileSystem, tmp_
         for name, inode in walk(volume):
             if name in ("streams/wof", "streams/not-wof"):
                 continue  # see test_what_wof_compressed_is_not_listed
-            theirs = os.listxattr(root / name, follow_symlinks=False)
+            theirs = set(os.listxattr(root / name, follow_symlinks=False))  # which has one for each extent
             ours = [stream for stream in volume.streams(inode) if not stream.name.startswith("ntfs-3g.")]
             assert sorted(f"user.{stream.name}" for stream in ours) == sorted(theirs), name
             for stream in ours:
@@ -75,6 +84,19 @@ def test_many_streams_are_behind_an_attribute_list(volume: NtfsFileSystem) -> No
     host = resolve(volume, "streams/many.txt")
     assert any(attribute.type == 0x20 for attribute in volume._mft.record(host).attributes)
     assert len(volume.streams(host)) == MANY_STREAMS
+
+
+def test_a_stream_in_many_pieces(path: Path, volume: NtfsFileSystem) -> None:
+    host = resolve(volume, "streams/host.txt")
+    extents = [a for a in volume._mft.attributes(volume._mft.record(host)) if a.name == "scattered"]
+    assert len(extents) > 1
+    reader = volume.open_stream(host, "scattered")
+    assert reader.size == (SCATTERED - 1) * SCATTERED_STEP + 1000
+    for number in range(SCATTERED):
+        assert reader.read_at(number * SCATTERED_STEP, 1000) == noise(number, 0, 1000)
+    stored = sum(extent.length for extent in reader.extents() if extent.is_data)
+    assert stored < reader.size // 3
+    assert reader.read_at(0, reader.size) == run("ntfscat", "-i", str(host), "-n", "scattered", path)
 
 
 def test_a_stream_is_a_node(volume: NtfsFileSystem) -> None:
