@@ -59,6 +59,15 @@ class Recovery:
     stored: int = 0
     reason: str = ""  # why it is lost, where that is not that others have all of its space
 
+    def with_unknown(self, size: int) -> "Recovery":
+        """Return what is left of a file that had ``size`` bytes more, of which it is not known where."""
+        if not size:
+            return self
+        gone, stored = self.gone + size, self.stored + size
+        return Recovery(
+            RecoveryState.PARTLY if gone < stored else RecoveryState.LOST, gone, stored, self.reason
+        )
+
 
 class GoneError(DamagedError):
     """Bytes of a deleted file whose place is another file's now, or is not in the image."""

@@ -65,7 +65,7 @@ class Contested:
         low = int(np.searchsorted(self._runs[:, 1], first, "right"))
         high = int(np.searchsorted(self._runs[:, 0], first + len(free), "left"))
         for start, end, winner in self._runs[low:high].tolist():
-            if winner != owner:
+            if winner != owner or winner == NOBODY:
                 free[max(0, start - first) : max(0, end - first)] = False
 
 

@@ -10,6 +10,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytsk3
@@ -162,12 +163,10 @@ class DeletedFileSystem(FileSystem):
             return Recovery(RecoveryState.LOST, reason=error.what)
         if placed.reason:
             return Recovery(RecoveryState.LOST, reason=placed.reason)
-        recovery = self._remains.recovery(found.inode, placed.runs)
-        if not placed.unknown:
-            return recovery
-        gone, stored = recovery.gone + placed.unknown, recovery.stored + placed.unknown
-        state = RecoveryState.PARTLY if gone < stored else RecoveryState.LOST
-        return Recovery(state, gone, stored, "" if self._remains.is_held else NOT_HELD)
+        recovery = self._remains.recovery(found.inode, placed.runs).with_unknown(placed.unknown)
+        if recovery.state is RecoveryState.LOST and not self._remains.is_held:
+            return replace(recovery, reason=NOT_HELD)
+        return recovery
 
     def open(self, inode: int) -> BlockReader:
         """Return a deleted file's data; GoneError when all of it is lost, and where others' is read."""

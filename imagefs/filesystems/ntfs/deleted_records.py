@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from formats.blockreader import BlockReader, BytesReader
+from formats.blockreader import BlockReader, BytesReader, ConcatReader
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import Recovery, RecoveryState
 from imagefs.filesystems.claims import Claims
@@ -28,7 +28,7 @@ from imagefs.filesystems.ntfs.layout import (
     Record,
 )
 from imagefs.filesystems.ntfs.mft import MasterFileTable, find
-from imagefs.filesystems.remains import NOBODY, Bits, Remains, RemainsReader
+from imagefs.filesystems.remains import NOBODY, Bits, GoneReader, Remains, RemainsReader
 from imagefs.filesystems.runs import CHUNK, ChunkedReader, Run, RunsReader
 
 FLAGS = 22  # where a record has its flags
@@ -163,11 +163,16 @@ class DeletedTable(MasterFileTable):
         if self.remains is None:
             return super().value(extents, what)
         volume = self._plain
-        if any(isinstance(extent, Owned) for extent in extents):
-            volume = RemainsReader(self.remains, self._owner(extents), what)
-        return RunsReader(
-            volume, self.runs(extents, what), first.size, initialized=first.initialized, name=what
-        )
+        if not any(isinstance(extent, Owned) for extent in extents):
+            runs = self.runs(extents, what)
+            return RunsReader(volume, runs, first.size, initialized=first.initialized, name=what)
+        volume = RemainsReader(self.remains, self._owner(extents), what)
+        found, missing = self._known(extents, first.size, what)
+        if not missing:
+            return RunsReader(volume, found, first.size, initialized=first.initialized, name=what)
+        known = first.size - missing
+        start = RunsReader(volume, found, known, initialized=first.initialized, name=what)
+        return ConcatReader([start, GoneReader(missing, what)])
 
     def _owner(self, extents: Iterable[Attribute]) -> int:
         owners = {extent.owner if isinstance(extent, Owned) else NOBODY for extent in extents}
@@ -182,22 +187,24 @@ class DeletedTable(MasterFileTable):
             raise ValueError("open() comes first")
         unit = self.cluster_size << (first.unit if first.flags & COMPRESSED and first.unit <= 16 else 0)
         owner = NOBODY if first.flags & (COMPRESSED | ENCRYPTED) else self._owner(extents)  # as they are read
-        try:
-            return self.remains.recovery(owner, self._clipped(extents, unit, what))
-        except DamagedError as error:
-            return Recovery(RecoveryState.LOST, reason=error.what)
+        found, missing = self._known(extents, -(-first.size // unit) * unit, what)
+        return self.remains.recovery(owner, found).with_unknown(missing)
 
-    def _clipped(self, extents: Sequence[Attribute], unit: int, what: str) -> Iterable[Run]:
-        """Yield the runs that hold an attribute's bytes; what is allocated beyond them does not matter."""
+    def _known(self, extents: Sequence[Attribute], size: int, what: str) -> tuple[list[Run], int]:
+        """Return the runs of the first ``size`` bytes that hold anything, and how many have no place now.
+
+        Those lie at the end.
+        """
         first = extents[0]
-        missing = -(-min(first.size, first.initialized) // unit) * unit
-        for run in self.runs(extents, what):
-            if missing <= 0:
-                return
-            yield Run(min(run.length, missing), run.start)
-            missing -= run.length
-        if missing > unit - self.cluster_size:
-            raise DamagedError(f"where all of {what} was stored is not known any more")
+        wanted = min(size, first.initialized + size - first.size)
+        found: list[Run] = []
+        with suppress(DamagedError):
+            for run in self.runs(extents, what):
+                if wanted <= 0:
+                    break
+                found.append(Run(min(run.length, wanted), run.start))
+                wanted -= run.length
+        return found, size - sum(run.length for run in found) if wanted > 0 else 0
 
 
 def was_deleted(before: int, after: int) -> bool:
