@@ -109,7 +109,10 @@ class Isolated:
                 self._serve(data)
             failure, self._failure = self._failure, None
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    failure = None  # else it and this frame would keep each other, and all that is read below
             if answer == ERROR:
                 raise DamagedError(f"{self.name}: {_plain(data)}")
             if answer != expected:

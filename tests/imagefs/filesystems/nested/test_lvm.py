@@ -197,6 +197,16 @@ def test_the_tree(built: tuple[list[Path], dict[str, bytes]], tmp_path: Path) ->
             assert inside.read_at(0, inside.size) == content
 
 
+def test_check_sums(built: tuple[list[Path], dict[str, bytes]]) -> None:
+    raw = built[0][0].read_bytes()[: 2 << 20]
+    (at,) = struct.unpack_from("<Q", raw, 4096 + 40)
+    for place in (512 + 40, 4096 + 60, 4096 + at + 20):
+        damaged = bytearray(raw)
+        damaged[place] ^= 1
+        with pytest.raises(DamagedError, match=r"check sum is wrong|is damaged"):
+            logical_volumes("p", [("p", BytesReader(bytes(damaged)))])
+
+
 def test_random_damage_is_a_typed_error(built: tuple[list[Path], dict[str, bytes]]) -> None:
     chance = random.Random(3)
     raw = built[0][0].read_bytes()[: 2 << 20]

@@ -1,6 +1,7 @@
 """Shadow copies in an image, held against libvshadow and TSK on the volume itself."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader
 from imagefs.filesystems.nested.known import KnownBytes, known_shadows
 from imagefs.filesystems.nested.shadows import Shadows, has_shadows
 from imagefs.imaging.used_space import used_space
+from imagefs.imaging.used_space.base import Facts, WholeVolume
 from imagefs.tree import ImageTree
 from mounters.tree import NodeType
 from tests.conftest import mounted, run_imagefs
@@ -50,6 +52,8 @@ def test_every_file_of_every_shadow_copy(
         assert shown == [name + end for name in NAMES for end in (".raw", "")]
         for name, expected in zip(NAMES, expected_shadows, strict=True):
             assert files_below(tree, f"disk0/p1/$Shadow/{name}") == expected
+        assert len(workers([os.getpid()])) == 2  # one tells what the image has, one reads
+    assert not workers([os.getpid()])
 
 
 def test_commands_and_a_mount(
@@ -66,18 +70,19 @@ def test_commands_and_a_mount(
                 assert (root / path).stat().st_size == size
                 with (root / path).open("rb") as file:
                     assert hashlib.file_digest(file, "sha256").hexdigest() == digest
-        workers = children(serving_processes(tmp_path / "mnt"))
-        assert workers
-    assert not any(folder.exists() for folder in workers)
+        started = workers(serving_processes(tmp_path / "mnt"))
+        assert started
+    assert not any(folder.exists() for folder in started)
 
 
-def children(numbers: list[int]) -> set[Path]:
-    """Return the folders in /proc of the processes that some have started."""
+def workers(numbers: list[int]) -> set[Path]:
+    """Return the folders in /proc of the workers that some processes have started."""
     found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):
-                if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) in numbers:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in numbers and b"/nested/worker.py" in (folder / "cmdline").read_bytes():
                     found.add(folder)
     return found
 
@@ -159,6 +164,14 @@ def test_known_bytes(tmp_path: Path) -> None:
             known.read_at(at, length)
     with pytest.raises(UnsupportedError, match="not in the image"):
         everything.read_at(edge, 1)  # stored, but that may be what the imaging program put there
+    # Shadow copies that use everything: known when all of that is stored, so not where there is a hole.
+    known = KnownBytes(ConcatReader(pieces), 512, "v")
+    known._all = WholeVolume(size, Facts("NTFS"))
+    with pytest.raises(UnsupportedError, match="not in the image"):
+        known.read_at(edge, 1)
+    shadowed = KnownBytes(BytesReader(raw), 512, "v")
+    shadowed._all = WholeVolume(size, Facts("NTFS"))
+    assert shadowed.read_at(edge, 4096) == raw[edge : edge + 4096]
     everything = KnownBytes(BytesReader(raw), 512, "v", is_held=True)
     assert everything.read_at(edge - 4096, 200_000) == raw[edge - 4096 : edge - 4096 + 200_000]
 
