@@ -1,5 +1,6 @@
 """``imagefs mount``: show an image or a folder of sets as a read-only file system."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def _serve(
             else:
                 _tell(source, mountpoint)
 
+        gc.freeze()  # what is loaded stays: no need to look through it again and again while names are listed
         serve(tree, mountpoint, options, ready=ready)
 
 

@@ -195,7 +195,7 @@ def block_of_big(multi: Damaged, ntfs_volume: Path) -> int:
     return blocks[len(blocks) // 2]
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_mount(multi: Damaged, ntfs_volume: Path, tmp_path: Path, mechanism: str) -> None:
     part = multi.part(3)
     with (

@@ -74,7 +74,7 @@ def check_raw(root: Path, written: WrittenFile) -> None:
     assert allocated < disk.size * 3 / 4
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_mount(every_set: list[BuiltSet], sets_folder: Path, tmp_path: Path, mechanism: str) -> None:
     with mounted(sets_folder, tmp_path / "mnt", "--mechanism", mechanism) as root:
         assert set(os.listdir(root)) == {built.image_id for built in every_set}  # noqa: PTH208
@@ -82,7 +82,7 @@ def test_mount(every_set: list[BuiltSet], sets_folder: Path, tmp_path: Path, mec
             points = root / built.image_id
             assert set(os.listdir(points)) == {FULL, INCREMENTAL}  # noqa: PTH208
             # Every point by the first mechanism; the other shows the same tree, the later points are enough.
-            for point, written in built.points if mechanism == "pyfuse3" else built.points[1:]:
+            for point, written in built.points if mechanism == "devfuse" else built.points[1:]:
                 for part in with_files(written):
                     check_directory(points / point / f"disk1/p{part.number}", part)
 

@@ -89,7 +89,7 @@ def test_points_in_a_pipe_are_whole(three: Three) -> None:
     assert '"reason": "set 2222' not in with_password.text
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_mount_without_a_password(three: Three, tmp_path: Path, mechanism: str) -> None:
     with mounted(three.folder, tmp_path / "mnt", "--mechanism", mechanism) as root:
         assert sorted(os.listdir(root)) == [SOUND, BROKEN]  # noqa: PTH208

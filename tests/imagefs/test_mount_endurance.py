@@ -71,9 +71,9 @@ def ended_well(process: subprocess.Popen[bytes], timeout: float) -> int:
     return int(said.splitlines()[0])
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_twenty_readers(image: Path, manifest: Path, tmp_path: Path, mechanism: str) -> None:
-    seconds = SECONDS if mechanism == "pyfuse3" else SECONDS / 2
+    seconds = SECONDS if mechanism == "devfuse" else SECONDS / 2
     with mounted(image, tmp_path / "mnt", "--mechanism", mechanism) as root:
         with reading(root, manifest, seconds) as readers:
             rounds = ended_well(readers, seconds + 60)
@@ -87,7 +87,7 @@ def test_twenty_readers(image: Path, manifest: Path, tmp_path: Path, mechanism: 
     wait_until_none_serves(root)
 
 
-@pytest.mark.parametrize("mechanism", ["pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_forced_unmount_under_readers(image: Path, manifest: Path, tmp_path: Path, mechanism: str) -> None:
     with mounted(image, tmp_path / "mnt", "--mechanism", mechanism) as root:
         with reading(root, manifest, 0) as readers:
