@@ -136,6 +136,12 @@ def test_letters_of_the_installation(tmp_path: Path) -> None:
             if target is not None:
                 assert tree.read_link(inode) == target
         tree.close()
+        disk = container.points[-1].disks[0]
+        for partition, letter in zip(disk.partitions, "XC", strict=True):
+            partition.drive_letter = letter  # recorded by another system, which the installation overrules
+        letters = DriveLetters([disk])
+        known = [set(letters.names_of(disk, partition) or ()) for partition in disk.partitions]
+        assert known == [{"C:"}, {"X:"}]
 
 
 def test_recorded_letters(built_set: Callable[[str], BuiltSet]) -> None:

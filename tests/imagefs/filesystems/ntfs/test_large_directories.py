@@ -152,7 +152,9 @@ def test_blocks_at_once_are_blocks_one_by_one(volume: NtfsFileSystem) -> None:
     for number in range(index.blocks.size // BLOCK):
         if not index.is_used(number):
             continue
-        raw = index.blocks.read_at(number * BLOCK, BLOCK)
+        changed = bytearray(index.blocks.read_at(number * BLOCK, BLOCK))
+        changed[24 + struct.unpack_from("<I", changed, 24)[0] + 81] = number % 4  # 2: an 8.3 name
+        raw = bytes(changed)
         quick = names_of_blocks(raw, BLOCK, number, 1)
         assert quick is not None
         block = apply_fixups(raw, b"INDX", "")
@@ -228,6 +230,39 @@ def test_a_loop_is_damage(volume: NtfsFileSystem, image: Path) -> None:
             except DamagedError:
                 failed += 1
             assert time.monotonic() - started < 1
+        assert failed > 10
+
+
+def test_children_in_each_others_place_are_damage(
+    volume: NtfsFileSystem, image: Path, inodes: dict[str, int]
+) -> None:
+    place = inner_place(volume, image)
+    with FileReader(image) as reader:
+        block = reader.read_at(place, BLOCK)
+        position = 24 + struct.unpack_from("<I", block, 24)[0]
+        links: list[int] = []
+        while len(links) < 8:
+            length, flags = struct.unpack_from("<8xH2xH", block, position)
+            if flags & 2:
+                break
+            position += length
+            if position % 512:  # else it lies under a fixup
+                links.append(position - 8)
+        changes = {
+            place + at: block[other : other + 8] for at, other in zip(links, reversed(links), strict=True)
+        }
+        broken = NtfsFileSystem(Patched(reader, changes))
+        upcase = broken._directories._volume_upcase()
+        assert upcase is not None
+        descents, failed = Descents(broken._mft, BLOCK), 0
+        for name, number in inodes.items():
+            try:
+                found = descents.find(large(broken), name, upcase, ignore_case=True)
+            except DamagedError:
+                failed += 1
+                continue
+            assert found is not None, name
+            assert found[1] & (1 << 48) - 1 == number
         assert failed > 10
 
 
