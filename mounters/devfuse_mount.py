@@ -9,7 +9,6 @@ of the kernel are on, since a tree never changes. One process can hold several m
 import errno
 import logging
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,9 +34,6 @@ from mounters.errors import MountError
 from mounters.mountpoints import Mounted, find_mount
 from mounters.session import MountOptions, Session
 from mounters.tree import Tree
-
-if not sys.platform.startswith("linux"):
-    raise ImportError("the protocol is Linux's")
 
 log = logging.getLogger(__name__)
 
