@@ -66,7 +66,13 @@ class BitLocker:
         self._name = name
         self._had_keys = bool(keys)
         tried = [attempt for key in keys for attempt in _attempts(key.value)]
-        self._isolated = Isolated("bitlocker", [StoredBytes(volume, name)], name, keys=tried)
+        try:
+            self._isolated = Isolated("bitlocker", [StoredBytes(volume, name)], name, keys=tried)
+        except DamagedError as error:
+            if "ntfs_volume_header" not in error.what:
+                raise
+            what = "a key opens it, but no NTFS is inside: libbde reads nothing else"
+            raise DamagedError(f"{name}: {what}") from error
         try:
             told = self._isolated.told
             self.method = _METHODS.get(int(told["method"]), f"{int(told['method']):#x}")

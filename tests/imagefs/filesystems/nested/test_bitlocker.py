@@ -244,6 +244,13 @@ def test_random_damage_is_a_typed_error(built: BuiltBitLocker) -> None:
     assert outcomes == {"read", "refused", "locked"}
 
 
+def test_other_file_systems_inside_are_told(tmp_path: Path) -> None:
+    run("mkfs.vfat", "-C", tmp_path / "fat", "8192")
+    volume = write_bitlocker(tmp_path / "volume", (tmp_path / "fat").read_bytes(), protectors=STARTUP_ONLY)
+    with pytest.raises(DamagedError, match="no NTFS is inside: libbde reads nothing else"):
+        BitLocker(BytesReader(volume.path.read_bytes()), "p", options(volume.startup_key).keys)
+
+
 def test_damaged_metadata_of_an_image_are_told(built: BuiltBitLocker) -> None:
     volume = bytearray(built.path.read_bytes())
     for at in struct.unpack_from("<3Q", volume, 176):
