@@ -94,7 +94,8 @@ class Scan:
             self._claim(record, *self._owner_of(record))
             return
         self._claim(record, record.number, *_ranks(record, raw))
-        names = file_names(self._mft.attributes(record))
+        has_list = any(item.type == AttributeType.ATTRIBUTE_LIST for item in record.attributes)
+        names = file_names(self._mft.attributes(record) if has_list else record.attributes)
         if len(self._files) + len(self._deleted) >= _LIMIT:
             raise UnsupportedError(f"more than {_LIMIT:,} deleted files are too many to show")
         if record.flags & DIRECTORY:
