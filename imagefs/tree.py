@@ -152,13 +152,17 @@ class ImageTree(Tree):
         return tree
 
     def set_root(self, path: str) -> None:
-        """Make a directory of the tree its root; ENOENT and ENOTDIR as ``resolve`` raises them.
+        """Make a directory of the tree its root: a volume's own, or one above it.
 
-        Raises FormatError when it can't be listed.
+        ENOENT and ENOTDIR as ``resolve`` raises them; EINVAL for a directory inside a volume, whose links
+        would lead out of it, into the running system. Raises FormatError when it can't be listed.
         """
         inode = self.resolve(path)
         if self.attributes(inode).type is not NodeType.DIRECTORY:
             raise not_a_directory(path)
+        file_system = self.file_system(inode)
+        if file_system is not None and own_number(inode) != file_system.root:
+            raise OSError(errno.EINVAL, "a disk or a volume can be shown alone, not a directory in one", path)
         self.entries(inode)
         self.root = inode
 

@@ -1,6 +1,5 @@
 """The FileSystem contract: what the tree asks of a file system inside a volume."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -35,7 +34,6 @@ class VolumeOptions:
 
     deleted: bool = False  # show what was deleted, in $Deleted
     raw_efs: bool = False  # give the stored bytes of files that EFS encrypted
-    ignore_case: bool = sys.platform in ("win32", "darwin")  # else names are exact, with a fallback
     keys: tuple[VolumeKey, ...] = ()
 
 

@@ -63,6 +63,7 @@ def check_refused(code: int, *arguments: str | Path, says: str = "") -> None:
         (["mount", "IMAGE"], "Missing argument"),
         (["mount", "IMAGE", "FOLDER", "--volume", "disk1/p9"], "disk1/p9: No such file or directory"),
         (["mount", "IMAGE", "FOLDER", "--volume", "disk1.raw"], "disk1.raw: Not a directory"),
+        (["mount", "IMAGE", "FOLDER", "--volume", "disk1/p1/names"], "not a directory in one"),
         (["mount", "IMAGE", "FOLDER", "--mechanism", "smoke"], "no such mechanism: smoke"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",

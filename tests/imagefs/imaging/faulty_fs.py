@@ -64,7 +64,7 @@ def logged(log: Path) -> list[Operation]:
                 return found
 
 
-class _Passing(mfusepy.Operations):  # type: ignore[misc]
+class _Passing(mfusepy.Operations):  # type: ignore[misc,name-defined]
     use_ns = True
 
     def __init__(self, backing: str, rules: dict[str, Any]) -> None:
