@@ -153,13 +153,13 @@ def _hash(reader: BlockReader, algorithms: Sequence[str], progress: Progress) ->
             has_holes |= not extent.is_data
             for offset in range(extent.offset, extent.end, _STEP):
                 size = min(_STEP, extent.end - offset)
-                data = read(offset, size) if extent.is_data else memoryview(_ZEROS)[:size]
+                piece = read(offset, size) if extent.is_data else memoryview(_ZEROS)[:size]
                 if pool is None:
                     for known in hashes.values():
-                        known.update(data)
+                        known.update(piece)
                 else:
-                    waiting = [pool.submit(known.update, data) for known in others]
-                    first.update(data)
+                    waiting = [pool.submit(known.update, piece) for known in others]
+                    first.update(piece)
                     for future in waiting:
                         future.result()
                 progress(size)
