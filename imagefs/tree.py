@@ -22,6 +22,7 @@ from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
 from formats.errors import FormatError, UnsupportedError
 from imagefs.drive_letters import DriveLetters, KnownAs
+from imagefs.errors import UsageError
 from imagefs.filesystems import (
     FileSystem,
     Recovery,
@@ -154,7 +155,7 @@ class ImageTree(Tree):
     def set_root(self, path: str) -> None:
         """Make a directory of the tree its root: a volume's own, or one above it.
 
-        ENOENT and ENOTDIR as ``resolve`` raises them; EINVAL for a directory inside a volume, whose links
+        ENOENT and ENOTDIR as ``resolve`` raises them; UsageError for a directory inside a volume, whose links
         would lead out of it, into the running system. Raises FormatError when it can't be listed.
         """
         inode = self.resolve(path)
@@ -162,7 +163,7 @@ class ImageTree(Tree):
             raise not_a_directory(path)
         file_system = self.file_system(inode)
         if file_system is not None and own_number(inode) != file_system.root:
-            raise OSError(errno.EINVAL, "a disk or a volume can be shown alone, not a directory in one", path)
+            raise UsageError(f"{path}: a disk or a volume can be shown alone, not a directory in one")
         self.entries(inode)
         self.root = inode
 
