@@ -64,6 +64,7 @@ def main() -> None:
         try:
             show("ls", "-l", mountpoint, mountpoint / volume)
             show("sha256sum", mountpoint / volume / file, folder / Path(file).name)
+            show("imagefs", "hash", image.name, f"{volume}/{file}")
             through_mount = (mountpoint / volume / file).read_bytes()
         finally:
             show("imagefs", "umount", mountpoint)
