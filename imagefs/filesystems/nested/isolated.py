@@ -51,7 +51,7 @@ class Isolated:
         self._readers = list(readers)
         self._lock = threading.Lock()
         self._problem: DamagedError | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._received = bytearray()
         self.process = _start()
         self._end = weakref.finalize(self, _end, self.process)
@@ -97,16 +97,11 @@ class Isolated:
         with self._lock:
             if self._problem is not None:
                 raise self._problem.with_traceback(None)
-            self._failure = None
-            self._send(kind, message)
-            left = LONGEST
-            while True:
-                started = time.monotonic()
-                answer, data = self._receive(min(PATIENCE, left), max(limit, 4096))
-                left -= time.monotonic() - started
-                if answer != NEED:
-                    break
-                self._serve(data)
+            try:
+                answer, data = self._answer(kind, message, limit)
+            except BaseException:  # also Control-C: what the worker says yet would answer the next request
+                self._broken("reading it was interrupted")
+                raise
             failure, self._failure = self._failure, None
             if failure is not None:
                 try:
@@ -119,6 +114,19 @@ class Isolated:
                 raise self._broken("the library that reads it answered nonsense")
             return data
 
+    def _answer(self, kind: int, message: bytes, limit: int) -> tuple[int, bytes]:
+        """Ask for something, serve what the worker needs for it, and return its answer."""
+        self._failure = None
+        self._send(kind, message)
+        left = LONGEST
+        while True:
+            started = time.monotonic()
+            answer, data = self._receive(min(PATIENCE, left), max(limit, 4096))
+            left -= time.monotonic() - started
+            if answer != NEED:
+                return answer, data
+            self._serve(data)
+
     def _serve(self, data: bytes) -> None:
         """Give the worker bytes of a reader, or keep why they can't be had."""
         try:
@@ -130,7 +138,7 @@ class Isolated:
             raise self._broken("the library that reads it asked for nonsense")
         try:
             answer = reader.read_at(offset, length)
-        except FormatError as error:
+        except Exception as error:  # whatever it is, it is raised where the answer arrives
             if not data[-1] and self._failure is None:
                 self._failure = error
             self._send(FAILED, b"")

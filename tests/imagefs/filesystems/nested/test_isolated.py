@@ -11,6 +11,7 @@ import pytest
 
 from formats.blockreader import BlockReader, FileReader
 from formats.errors import DamagedError, ReadError
+from imagefs.errors import SourceReadError
 from imagefs.filesystems.nested import isolated
 from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader
 
@@ -94,6 +95,34 @@ def test_what_the_reader_raises_is_raised(lower: Interrupted) -> None:
     lower.before = lambda _: None
     assert reader.read_at(0, 65536) == expected
     assert len(reader.read_at(500 << 20, 1 << 20)) == 1 << 20  # the worker goes on
+    worker.close()
+
+
+def raise_(error: BaseException) -> Callable[[int], None]:
+    def before(offset: int) -> None:
+        raise error
+
+    return before
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_an_answer_is_never_taken_for_that_to_the_next_request(
+    lower: Interrupted, *, is_interrupted: bool
+) -> None:
+    """Whatever ends a read: Control-C, or a fault that the formats know nothing of, as of a bad sector."""
+    worker, reader = opened(lower)
+    expected = reader.read_at(341 << 20, 1 << 20)
+    end = KeyboardInterrupt() if is_interrupted else SourceReadError("bad", path=None, offset=0, length=512)
+    lower.before = raise_(end)
+    with pytest.raises(type(end)):
+        reader.read_at(500 << 20, 1 << 20)
+    lower.before = lambda _: None
+    if is_interrupted:
+        with pytest.raises(DamagedError, match="interrupted"):
+            reader.read_at(341 << 20, 1 << 20)
+        assert worker.process.poll() is not None
+    else:
+        assert reader.read_at(341 << 20, 1 << 20) == expected
     worker.close()
 
 
