@@ -19,7 +19,7 @@ class LeftOutFile(NamedTuple):
     missing: int  # bytes that are not in the image, and read as zeros
 
 
-def paging_files_left_out(partition: Partition, sector_size: int) -> list[LeftOutFile] | None:
+def paging_files_left_out(partition: Partition) -> list[LeftOutFile] | None:
     """Return the paging files of a partition that the image lacks; None where that can't be read.
 
     What is missing is counted by the image's blocks. Only NTFS is looked at.
@@ -29,7 +29,7 @@ def paging_files_left_out(partition: Partition, sector_size: int) -> list[LeftOu
         reader = partition.reader()
         if recognise(reader) != "NTFS":
             return []
-        with NtfsFileSystem(reader, sector_size) as volume:
+        with NtfsFileSystem(reader) as volume:
             for name in PAGING_FILES:
                 try:
                     data = volume.open(volume.lookup(volume.root, name))

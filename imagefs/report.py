@@ -97,7 +97,7 @@ def _disk_document(disk: Disk, *, can_read: bool) -> dict[str, Any]:
             {
                 **_partition_document(partition),
                 "encryption": _encryption(partition) if can_read else None,
-                "left_out": _left_out(partition, disk, can_read=can_read),
+                "left_out": _left_out(partition, can_read=can_read),
             }
             for partition in disk.partitions
         ],
@@ -126,9 +126,9 @@ def _encryption(partition: Partition) -> dict[str, Any] | None:
         return None
 
 
-def _left_out(partition: Partition, disk: Disk, *, can_read: bool) -> list[dict[str, Any]] | None:
+def _left_out(partition: Partition, *, can_read: bool) -> list[dict[str, Any]] | None:
     """Return the paging files that are not in the image; null where that can't be told."""
-    found = paging_files_left_out(partition, disk.sector_size) if can_read else None
+    found = paging_files_left_out(partition) if can_read else None
     return None if found is None else [file._asdict() for file in found]
 
 

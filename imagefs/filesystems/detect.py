@@ -84,7 +84,7 @@ def _open(
     known_as: Callable[[], frozenset[str] | None],
 ) -> FileSystem:
     if family == "NTFS":
-        return NtfsFileSystem(reader, sector_size, options, known_as)
+        return NtfsFileSystem(reader, options, known_as)
     if family == "ext":
         return ExtFileSystem(reader)
     if family in ("FAT", "exFAT"):
@@ -109,7 +109,7 @@ def open_deleted(
     """
     family = recognise(reader)
     if family == "NTFS":
-        return DeletedNtfs(reader, sector_size, options, is_held=is_held)
+        return DeletedNtfs(reader, options, is_held=is_held)
     if family in ("FAT", "exFAT"):
         return DeletedFat(reader, sector_size, is_exfat=family == "exFAT", is_held=is_held)
     return DeletedExt(reader, sector_size, is_held=is_held) if family == "ext" else None

@@ -57,12 +57,11 @@ class DeletedNtfs(NtfsFileSystem):
     def __init__(
         self,
         reader: BlockReader,
-        sector_size: int = 512,
         options: VolumeOptions | None = None,
         *,
         is_held: bool = True,
     ) -> None:
-        super().__init__(reader, sector_size, options)
+        super().__init__(reader, options)
         self._records = cast(DeletedTable, self._mft)
         self._remains = NtfsRemains(reader, parse_boot(reader.read_at(0, 512)), is_held=is_held)
         self._records.open(self._remains)

@@ -97,7 +97,6 @@ class NtfsFileSystem(FileSystem):
     def __init__(
         self,
         reader: BlockReader,
-        sector_size: int = 512,
         options: VolumeOptions | None = None,
         known_as: Callable[[], Names | None] = lambda: None,
     ) -> None:

@@ -218,9 +218,7 @@ def test_the_same_names_as_sleuthkit(large: Path) -> None:
     assert ours == theirs
 
 
-def test_index_blocks_that_are_called_unused(
-    large: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_index_blocks_that_are_called_unused(large: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = bytearray(large.read_bytes())
     blocks = []
     for at in range(0, len(data), 4096):
