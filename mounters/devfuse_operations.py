@@ -244,14 +244,14 @@ class Operations:
         if listing.attributes is None and (position or len(listing.names) <= _FEW):
             found = self._tree.entries_with_attributes(inode)
             listing.attributes = {entry.name: attributes for entry, attributes in found}
-        return listing.entries_from(position, size, partial(self._attributes_of, listing))
+        return listing.entries_from(position, size, partial(self._attributes_of, inode, listing))
 
-    def _attributes_of(self, listing: DirectoryListing, at: int) -> Attributes | None:
+    def _attributes_of(self, inode: int, listing: DirectoryListing, at: int) -> Attributes | None:
         """Return an entry's attributes, None where they can't be read: who asks for them is told why."""
         if listing.attributes is not None:
             return listing.attributes.get(listing.names[at])
         try:
-            return self._tree.attributes(listing.inodes[at])
+            return self._tree.attributes(self._tree.lookup(inode, listing.names[at]))
         except Exception:  # whatever it is, it is raised and reported where the attributes are asked for
             return None
 

@@ -109,7 +109,10 @@ class Tree(ABC):
 
     @abstractmethod
     def entries(self, inode: int) -> Sequence[Entry]:
-        """Return a directory's entries without "." and "..", in one fixed order."""
+        """Return a directory's entries without "." and "..", in one fixed order.
+
+        Of a damaged directory an entry may have the number of what has taken its place: ``lookup`` says so.
+        """
 
     def columns(self, inode: int) -> Columns:
         """Return a directory's entries column by column; a tree may know a faster way."""

@@ -114,7 +114,11 @@ class FileSystem(ABC):
 
     @abstractmethod
     def entries(self, inode: int) -> Sequence[Entry]:
-        """Return a directory's entries without "." and "..", in one fixed order."""
+        """Return a directory's entries without "." and "..", in one fixed order.
+
+        Of a damaged directory an entry may have the number of what has taken its place: ``lookup`` and
+        ``entries_with_attributes`` say so.
+        """
 
     @abstractmethod
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:

@@ -244,8 +244,8 @@ def _children(fs: FileSystem, path: str, folder: int, pattern: str) -> list[tupl
             return []
         raise
     find = re.compile(fnmatch.translate(pattern), re.IGNORECASE if without_case else 0)
-    found = [(prefix + entry.name, entry.inode) for entry in names if find.match(entry.name)]
-    return found[:_MOST_MATCHES]
+    matches = [entry.name for entry in names if find.match(entry.name)][:_MOST_MATCHES]
+    return [(prefix + name, fs.lookup(folder, name)) for name in matches]
 
 
 def _followed(fs: FileSystem, path: str, inode: int) -> int | None:

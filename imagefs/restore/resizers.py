@@ -235,10 +235,13 @@ def _has_clean_log(mft: MasterFileTable) -> bool:
 def _is_hibernated(reader: BlockReader) -> bool:
     """Tell whether Windows sleeps in this volume, as its hiberfil.sys begins then."""
     with NtfsFileSystem(reader) as volume:
-        found = [e for e in volume.entries(volume.root) if e.name.lower() == "hiberfil.sys"]
-        if not found or found[0].type is not NodeType.FILE:
+        try:
+            inode = volume.lookup(volume.root, "hiberfil.sys")
+        except FileNotFoundError:
             return False
-        content = volume.open(found[0].inode)
+        if volume.attributes(inode).type is not NodeType.FILE:
+            return False
+        content = volume.open(inode)
         return content.read_at(0, min(4, content.size)).lower() == b"hibr"
 
 

@@ -196,6 +196,32 @@ def test_attributes_are_told_to_who_wants_them(monkeypatch: pytest.MonkeyPatch) 
     assert by_name > 60  # nobody has looked for what was not told
 
 
+def test_attributes_are_those_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a damaged directory calls a file may be another one's number by now: a lookup tells."""
+    tree = MemoryTree()
+    many = tree.resolve("many")
+    lookup = tree.lookup
+
+    def refuse(inode: int, name: str) -> int:
+        if name == "file 00003":
+            raise OSError(errno.EIO, name)
+        return lookup(inode, name)
+
+    monkeypatch.setattr(tree, "lookup", refuse)
+    operations = Operations(tree)
+    for _ in range(2):  # who asks for a name's attributes is told them with the next listing
+        _, data = answer_of(operations, request_of(READDIRPLUS, many, read_body(0, 0, 4096)))
+        answer_of(operations, request_of(LOOKUP, many, b"file 00001\0"))
+    told, at = {}, 0
+    while at < len(data):
+        number, length = struct.unpack_from("=Q136xI", data, at)
+        told[data[at + 152 : at + 152 + length].decode()] = number
+        at += 152 + -(-length // 8) * 8
+    assert told.pop("file 00003") == 0
+    assert told == {name: number for name, number in tree.nodes[many].children.items() if name in told}
+    assert len(told) > 5
+
+
 def test_attributes_go_on_being_told_to_who_uses_them() -> None:
     tree = MemoryTree()
     operations, odd = Operations(tree), tree.resolve("odd")
