@@ -174,6 +174,11 @@ class Point(ABC):
         return False
 
     @property
+    def is_made_by_imagefs(self) -> bool:
+        """Whether imagefs made the point and all that it builds upon; raises FormatError."""
+        return False
+
+    @property
     def excluded(self) -> Sequence[str]:
         """The patterns of files whose contents were left out as asked; raises DamagedError."""
         return ()

@@ -295,8 +295,14 @@ class ImageTree(Tree):
         # What makes images needs trees: it is loaded when shadow copies are.
         from imagefs.filesystems.nested.known import known_shadows  # noqa: PLC0415
 
-        excluded = place.point.excluded
-        opened = known_shadows(volume, place.sector_size, place.name, excluded=excluded, is_held=is_held)
+        opened = known_shadows(
+            volume,
+            place.sector_size,
+            place.name,
+            excluded=place.point.excluded,
+            is_held=is_held,
+            is_ours=place.point.is_made_by_imagefs,
+        )
         self._nested.append(opened)
         children: dict[str, _Node] = {}
         for shadow in opened.shadows:

@@ -108,9 +108,20 @@ class Document:
     @property
     def has_every_sector(self) -> bool:
         """Whether the file says that it was made of every sector, not of what is in use alone."""
-        auxiliary = self.json.get("_auxiliary_data")
-        definition = auxiliary.get("backup_definition") if isinstance(auxiliary, dict) else None
+        definition = self._auxiliary.get("backup_definition")
         return isinstance(definition, dict) and definition.get("intelligent_sector_copy") is False
+
+    @property
+    def is_by_imagefs(self) -> bool:
+        """Whether the file names imagefs among the programs that took part in writing it."""
+        software = self._auxiliary.get("third_party_software_version_list")
+        names = [item.get("name_and_version") for item in software or () if isinstance(item, dict)]
+        return any(isinstance(name, str) and name.startswith("imagefs ") for name in names)
+
+    @property
+    def _auxiliary(self) -> dict[str, Any]:
+        found = self.json.get("_auxiliary_data")
+        return found if isinstance(found, dict) else {}
 
     @property
     def history(self) -> frozenset[int]:

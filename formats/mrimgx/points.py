@@ -278,6 +278,12 @@ class MrimgxPoint(Point):
         return all(image.document.has_every_sector for image in (*chain.files, *chain.earlier.values()))
 
     @property
+    def is_made_by_imagefs(self) -> bool:
+        """Whether imagefs wrote the point's file and all that it builds upon."""
+        chain = self.chain
+        return all(image.document.is_by_imagefs for image in (*chain.files, *chain.earlier.values()))
+
+    @property
     def excluded(self) -> Sequence[str]:
         """The patterns of files whose contents were left out as asked; raises DamagedError."""
         return self.image.own.excluded

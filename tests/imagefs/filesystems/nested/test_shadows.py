@@ -12,7 +12,15 @@ import pyvshadow
 
 import imagefs
 from fixtures.volumes import make_ntfs
-from formats.blockreader import BlockReader, BytesReader, ConcatReader, Extent, FileReader, ZeroReader
+from formats.blockreader import (
+    BlockReader,
+    BytesReader,
+    ConcatReader,
+    Extent,
+    FileReader,
+    SliceReader,
+    ZeroReader,
+)
 from formats.errors import DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader
 from imagefs.filesystems.nested.known import KnownBytes, known_shadows
@@ -165,15 +173,37 @@ def test_known_bytes(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="not in the image"):
         everything.read_at(edge, 1)  # stored, but that may be what the imaging program put there
     # Shadow copies that use everything: known when all of that is stored, so not where there is a hole.
-    known = KnownBytes(ConcatReader(pieces), 512, "v")
+    known = KnownBytes(ConcatReader(pieces), 512, "v", is_ours=True)
     known._all = WholeVolume(size, Facts("NTFS"))
     with pytest.raises(UnsupportedError, match="not in the image"):
         known.read_at(edge, 1)
-    shadowed = KnownBytes(BytesReader(raw), 512, "v")
+    shadowed = KnownBytes(BytesReader(raw), 512, "v", is_ours=True)
     shadowed._all = WholeVolume(size, Facts("NTFS"))
     assert shadowed.read_at(edge, 4096) == raw[edge : edge + 4096]
+    # Another program may have stored a free block for a reason of its own, and zeros in others.
+    others = KnownBytes(BytesReader(raw), 512, "v")
+    others._all = WholeVolume(size, Facts("NTFS"))
+    with pytest.raises(UnsupportedError, match="not in the image"):
+        others.read_at(edge, 4096)
     everything = KnownBytes(BytesReader(raw), 512, "v", is_held=True)
     assert everything.read_at(edge - 4096, 200_000) == raw[edge - 4096 : edge - 4096 + 200_000]
+
+
+def test_an_image_of_another_program_that_lacks_where_shadow_copies_are_stored(
+    raw_reader: FileReader, shadowed_exact: Path
+) -> None:
+    """As Reflect leaves it out, also of an image of every sector; the rest reads as zeros or is none."""
+    missing = 792 << 20  # in what the second one is stored in
+    assert len(used_space(raw_reader, shadows=False).runs(missing, 65536))
+    pieces = [SliceReader(raw_reader, 0, missing), ZeroReader(65536)]
+    rest = SliceReader(raw_reader, missing + 65536, raw_reader.size - missing - 65536)
+    image = ConcatReader([*pieces, rest])
+    for is_held in (True, False):
+        with pytest.raises(UnsupportedError, match="left out what shadow copies are stored in"):
+            known_shadows(image, 512, "disk0/p1", is_held=is_held)
+    with imagefs.open(shadowed_exact) as source:
+        assert source.point is not None
+        assert source.point.is_made_by_imagefs
 
 
 def test_a_volume_without_shadow_copies_starts_nothing(tmp_path: Path) -> None:
