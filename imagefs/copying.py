@@ -14,7 +14,7 @@ from io import RawIOBase
 from pathlib import Path
 
 from formats.blockreader import BlockReader
-from formats.errors import FormatError
+from formats.errors import DamagedError, FormatError
 from imagefs.filesystems import GoneError, RecoveryState
 from imagefs.readahead import ReadAheadHandle
 from imagefs.stream_copies import copy_ntfs_attributes, copy_streams
@@ -97,6 +97,7 @@ class _Copy:
     def collect(self, job: _Job) -> None:
         """Make the directories, and list what goes into them."""
         waiting = [job]
+        seen: set[int] = set()  # directories: a damaged volume may have loops
         while waiting:
             job = waiting.pop()
             if job.attributes.type is not NodeType.DIRECTORY:
@@ -115,6 +116,9 @@ class _Copy:
                 self._total += job.attributes.size
                 continue
             try:
+                if job.attributes.inode in seen:
+                    raise DamagedError("the directory has another place as well")
+                seen.add(job.attributes.inode)
                 entries = self.tree.entries_with_attributes(job.attributes.inode)
                 _make_directory(job.target)  # not before: an empty one would tell that nothing is in it
             except (OSError, FormatError) as error:

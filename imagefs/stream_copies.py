@@ -11,7 +11,7 @@ from formats.errors import FormatError
 from imagefs.tree import ImageTree
 
 # As ntfs-3g takes them. All times, not that of creation alone: others that are set after it are lost.
-_NTFS = ("system.ntfs_attrib_be", "system.ntfs_times_be")
+_NTFS = ("system.ntfs_attrib_be", "system.ntfs_times_be")  # a link of ntfs-3g is one by the former
 _UNKNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # what other file systems say to them
 _LIMIT = 1 << 16  # bytes of an extended attribute; Linux takes no larger ones
 _TOO_LARGE = (errno.E2BIG, errno.ENOSPC, errno.ERANGE)
@@ -37,15 +37,15 @@ def copy_streams(tree: ImageTree, inode: int, target: Path, *, overwrite: bool) 
                 _write_stream(reader, target.with_name(f"{target.name}:{name}"), overwrite=overwrite)
             else:
                 _write_attribute(reader, target, name, overwrite=overwrite)
-        except (OSError, FormatError) as error:
+        except (OSError, FormatError, ValueError) as error:  # ValueError: a name that no system takes
             yield name, error
 
 
 def copy_ntfs_attributes(tree: ImageTree, inode: int, target: Path) -> Iterator[Failure]:
-    """Give a copy on NTFS the times and file attributes of a node; yield what can't be read."""
+    """Give a copy on NTFS a node's times and, but for a link, file attributes; yield what can't be read."""
     if sys.platform != "linux":
         return
-    for name in _NTFS:
+    for name in _NTFS[1:] if target.is_symlink() else _NTFS:
         try:
             value = tree.extended_attribute(inode, name)
         except OSError:  # of another file system

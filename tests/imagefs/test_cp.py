@@ -18,6 +18,7 @@ from fixtures.mrimgx_writer import SetWriter
 from fixtures.partition_tables import BuiltPartition
 from formats.blockreader import BytesReader
 from imagefs.copying import CopyResult, copy_out
+from imagefs.filesystems import Stream
 from imagefs.tree import ImageTree
 from mounters.tree import Attributes, Entry, NodeType, not_found
 from tests.conftest import missing, mounted, run_imagefs
@@ -235,6 +236,25 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert not Path("/tmp/escaped-from-an-image").exists()
     mode = (target / "good").stat().st_mode
     assert mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX) == 0
+
+
+class LoopingTree(HostileTree):
+    """A directory that is in itself, by two names; it has a stream that no file here can have."""
+
+    def entries(self, inode: int) -> Sequence[Entry]:
+        return [Entry(name, 1, NodeType.DIRECTORY) for name in ("one", "two")]
+
+    def streams(self, inode: int) -> Sequence[Stream]:
+        return [Stream("nul\0", 5, 5)]
+
+    def open_stream(self, inode: int, name: str) -> BytesReader:
+        return BytesReader(b"12345")
+
+
+def test_a_directory_in_itself(tmp_path: Path) -> None:
+    result = copy_out(LoopingTree([]), [""], tmp_path, streams=True)
+    assert len([line for line in result.failures if "has another place as well" in line]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_name_twice_in_a_directory(tmp_path: Path) -> None:

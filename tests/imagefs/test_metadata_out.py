@@ -17,7 +17,14 @@ from fixtures.mrimgx_writer import SetWriter
 from fixtures.ntfs_metadata import ODD_STREAMS, STREAM_SIZES, metadata_volume, stream_content
 from fixtures.partition_tables import MIB, Volume, copy_sparse, create_file, gpt_disk
 from fixtures.tools import find_tool, run
-from fixtures.volumes import KNOWN_TIME, loop_device, make_ntfs, mounted_ntfs
+from fixtures.volumes import (
+    KNOWN_TIME,
+    loop_device,
+    make_ntfs,
+    mounted_ntfs,
+    ntfs_reparse,
+    set_xattr,
+)
 from imagefs.copying import CopyResult, copy_out
 from tests.conftest import missing, mounted, run_imagefs
 from tests.imagefs.filesystems.ntfs.metadata import mounted_by_ntfs3g
@@ -207,6 +214,29 @@ def test_streams_and_attributes_onto_ntfs(image: Path, volume: Path, tmp_path: P
                 assert copied.stat().st_mtime_ns == path.stat().st_mtime_ns, copied
                 assert copied.stat().st_atime_ns == path.stat().st_atime_ns or path.is_dir(), copied
         assert linked(target / "names") == linked(source / "names")
+
+
+def test_links_onto_ntfs_with_their_attributes(tmp_path: Path) -> None:
+    """What ntfs-3g makes of a link is one by a file attribute, which links of Windows have not."""
+    path = make_ntfs(tmp_path / "source.volume", 12 * MIB, "Links")
+    with mounted_ntfs(path) as root:
+        (root / "links").mkdir()
+        (root / "links/windows").touch()
+        point = ntfs_reparse(0xA000000C, "..\\Target", "..\\Target", True)
+        set_xattr(root / "links/windows", "system.ntfs_reparse_data", point)
+        (root / "links/posix").symlink_to("windows")
+        os.utime(root / "links/posix", ns=(KNOWN_TIME, KNOWN_TIME + 500), follow_symlinks=False)
+    disk = gpt_disk(
+        tmp_path / "disk.raw",
+        [Volume(path, 12 * MIB, "NTFS", "Links")],
+        "0F6B4C1D-0A0B-4C0D-8E0F-000000000078",
+    )
+    image = SetWriter(tmp_path / "set").full([disk]).path
+    with mounted_ntfs(make_ntfs(tmp_path / "target.volume", 12 * MIB, "Target")) as target:
+        assert not copy(image, ["links"], target, streams=True).failures
+        found = {path.name: str(path.readlink()) for path in (target / "links").iterdir()}
+        assert found == {"windows": "../Target", "posix": "windows"}
+        assert (target / "links/posix").lstat().st_mtime_ns == KNOWN_TIME + 500
 
 
 def test_a_target_without_attributes(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
