@@ -13,7 +13,9 @@ from formats.errors import DamagedError
 
 _BINS = 4096  # where offsets of cells count from
 _LARGEST_CELL = 1 << 20  # bytes
+_LARGEST_KEY = 1 << 10  # bytes; a key's name has 255 characters at most
 _MOST = 1 << 16  # subkeys or values that are looked through
+_MOST_BYTES = 1 << 24  # of a key's values and their names: cells may be told of again and again
 _ASCII_KEY, _ASCII_VALUE = 0x20, 0x1  # flags: the name has a byte for each character
 _INLINE = 1 << 31  # of a value's size: the data stands in place of its offset
 
@@ -70,25 +72,29 @@ def _values(hive: BlockReader, key: bytes) -> Iterator[tuple[str, bytes]]:
     if not count:
         return
     places = _cell(hive, place)
+    left = _MOST_BYTES
     if 4 * count > len(places) or count > _MOST:
         raise DamagedError(f"registry hive: a list of {count} values")
     for offset in struct.unpack_from(f"<{count}I", places):
-        value = _cell(hive, offset)
+        value = _cell(hive, offset, left)
         if value[:2] != b"vk" or len(value) < 20:
             raise DamagedError("registry hive: a value that is none")
         length, size, data, _, flags = struct.unpack_from("<HIIIH", value, 2)
+        left -= len(value) + (0 if size & _INLINE else size)
+        if left < 0:
+            raise DamagedError(f"registry hive: values of more than {_MOST_BYTES} bytes")
         name = _text(value[20 : 20 + length], is_ascii=bool(flags & _ASCII_VALUE))
         if size & _INLINE:
             yield name, struct.pack("<I", data)[: min(size ^ _INLINE, 4)]
             continue
-        content = _cell(hive, data) if size else b""
+        content = _cell(hive, data, size) if size else b""
         if size > len(content):
             raise DamagedError(f"registry hive: a value of {size} bytes in a cell of {len(content)}")
         yield name, content[:size]
 
 
 def _key(hive: BlockReader, offset: int) -> bytes:
-    key = _cell(hive, offset)
+    key = _cell(hive, offset, _LARGEST_KEY)
     if key[:2] != b"nk" or len(key) < 76:
         raise DamagedError("registry hive: a key that is none")
     return key
@@ -103,12 +109,12 @@ def _text(raw: bytes, *, is_ascii: bool) -> str:
     return raw.decode("latin-1" if is_ascii else "utf-16-le", "replace")
 
 
-def _cell(hive: BlockReader, offset: int) -> bytes:
-    """Return what a cell holds; DamagedError where it is free, or reaches outside the hive."""
+def _cell(hive: BlockReader, offset: int, most: int = _LARGEST_CELL) -> bytes:
+    """Return what a cell holds, ``most`` bytes of it; DamagedError where it is free, or reaches outside."""
     (size,) = struct.unpack("<i", _bytes(hive, _BINS + offset, 4))
     if not -_LARGEST_CELL <= size <= -8:
         raise DamagedError(f"registry hive: a cell of {size} bytes")
-    return _bytes(hive, _BINS + offset + 4, -size - 4)
+    return _bytes(hive, _BINS + offset + 4, min(-size - 4, most))
 
 
 def _bytes(hive: BlockReader, offset: int, length: int) -> bytes:

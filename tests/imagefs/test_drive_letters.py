@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def cell(data: bytes) -> bytes:
     return (struct.pack("<i", -length) + data).ljust(length, b"\0")
 
 
-def hive(values: dict[str, bytes], *, kind: bytes = b"lh") -> bytes:
+def hive(values: dict[str, bytes], *, kind: bytes = b"lh", most: int = 4) -> bytes:
     """Return a hive with the values in its key MountedDevices, after the specification of the format.
 
     https://github.com/msuhanov/Windows-registry-file-format-specification
@@ -64,7 +65,7 @@ def hive(values: dict[str, bytes], *, kind: bytes = b"lh") -> bytes:
     if kind == b"ri":
         leaf = add(struct.pack("<2sHI", b"ri", 1, leaf))
     root = add(key("ROOT", (2, leaf), (0, 0)))
-    bins = (struct.pack("<4sII", b"hbin", 0, 4096).ljust(32, b"\0") + cells).ljust(4096 * 4, b"\0")
+    bins = (struct.pack("<4sII", b"hbin", 0, 4096).ljust(32, b"\0") + cells).ljust(4096 * most, b"\0")
     header = b"regf" + struct.pack("<IIQIIIIII", 1, 1, 0, 1, 5, 0, 1, root, len(bins))
     return header.ljust(4096, b"\0") + bins
 
@@ -100,6 +101,25 @@ def test_any_hive(changes: list[tuple[int, bytes]]) -> None:
     except DamagedError:
         return
     assert all(len(value) < len(SOUND) for value in found.values())
+
+
+def test_values_that_share_a_cell_take_no_memory() -> None:
+    """Two thousand values, each of which is said to lie in the same half a megabyte."""
+    data = bytearray(hive({f"name {number:05}": bytes(12) for number in range(2000)}, most=80))
+    data += bytes(-len(data) % 4096)
+    large = len(data) - 4096
+    data += struct.pack("<i", -(1 << 19)) + bytes((1 << 19) - 4)
+    at = data.find(b"vk")
+    while at >= 0:
+        struct.pack_into("<II", data, at + 4, 500_000, large)
+        at = data.find(b"vk", at + 24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedError, match="values of more than"):
+            read_values(BytesReader(bytes(data)), ["MountedDevices"])
+        assert tracemalloc.get_traced_memory()[1] < 64 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def installed(folder: Path) -> Path:
