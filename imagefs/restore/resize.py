@@ -66,7 +66,9 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
             os.truncate(path, new_size)
         resizer.check(path)
         with RawReader(os.open(path, os.O_RDONLY), path) as reader:
-            used = UsedReader(SolidReader(reader), used_space(reader), _LARGEST_SECTOR)
+            # The tools know nothing of shadow copies, which do not outlive that a volume is made smaller.
+            space = used_space(reader, shadows=new_size >= volume.size)
+            used = UsedReader(SolidReader(reader), space, _LARGEST_SECTOR)
             yield replace(volume, size=new_size, reader=used)
 
 

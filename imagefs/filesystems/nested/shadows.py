@@ -26,6 +26,7 @@ class Shadow(NamedTuple):
 
     name: str
     reader: BlockReader
+    is_here: bool = True  # else it is stored on another volume, and reading it raises UnsupportedError
 
 
 def has_shadows(volume: BlockReader) -> bool:
@@ -89,7 +90,8 @@ class Shadows:
             time = "unknown"
         name = f"{number + 1}-{time}"
         if not is_here:
-            return Shadow(name, _Elsewhere(f"{self._isolated.name}: {name} is stored on another volume"))
+            elsewhere = _Elsewhere(f"{self._isolated.name}: {name} is stored on another volume")
+            return Shadow(name, elsewhere, is_here=False)
         return Shadow(name, IsolatedReader(self._isolated, number, max(0, min(size, 1 << 62))))
 
     def close(self) -> None:

@@ -93,7 +93,8 @@ def ntfs_space(volume: BlockReader, options: Options) -> UsedSpace:
         try:
             clusters = ShadowedMap(clusters, volume, boot.cluster_size)
         except (DamagedError, UnsupportedError) as error:
-            warnings.append(f"{error}: what only shadow copies use is not stored")
+            return WholeVolume(volume.size, facts, [*warnings, f"{error}: {STORED_WHOLE}"])
+        warnings += clusters.warnings
     holes = union(np.concatenate([left_out.clusters, _bad_clusters(mft, boot)]))
     return MappedVolume(volume.size, facts, clusters, warnings=warnings, left_out=left_out.paths, holes=holes)
 

@@ -17,16 +17,25 @@ _BITMAP = 6  # file record
 
 
 class ShadowedMap(ClusterMap):
-    """What a volume or one of its shadow copies uses. Raises FormatError where these can't be opened."""
+    """What a volume or one of its shadow copies uses. Raises FormatError where these can't be opened.
+
+    ``warnings`` tell of shadow copies that are stored elsewhere: what only they use is not known.
+    """
 
     def __init__(self, own: ClusterMap, volume: BlockReader, cluster_size: int) -> None:
         self._own = own
         self._shadows = Shadows(volume, "shadow copies")
         try:
-            self._bitmaps = [_bitmap(shadow, cluster_size) for shadow in self._shadows.shadows]
+            shadows = self._shadows.shadows
+            self._bitmaps = [_bitmap(shadow, cluster_size) for shadow in shadows if shadow.is_here]
         except BaseException:
             self._shadows.close()
             raise
+        self.warnings = [
+            f"shadow copy {shadow.name} is stored on another volume: what only it uses here is not stored"
+            for shadow in shadows
+            if not shadow.is_here
+        ]
 
     def used(self, first: int, count: int) -> Bits:
         """Return which clusters are in use; all of them where a shadow copy can't tell."""

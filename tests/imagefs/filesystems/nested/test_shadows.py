@@ -243,6 +243,41 @@ def test_a_broken_catalog_is_told(raw_reader: FileReader) -> None:
             pass
 
 
+def test_with_a_broken_catalog_all_of_the_volume_is_stored(raw_reader: FileReader) -> None:
+    at = int.from_bytes(raw_reader.read_at(0x1E30, 8), "little")
+    used = used_space(Patched(raw_reader, {at: b"no catalog"}))
+    assert used.runs(0, raw_reader.size).tolist() == [[0, raw_reader.size]]
+    (warning,) = used.warnings
+    assert warning.startswith("shadow copies: ")
+    assert warning.endswith(": all of the volume is stored")
+
+
+def test_a_shadow_copy_that_is_stored_elsewhere(
+    raw_reader: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others use is stored; nothing can be read of it."""
+    all_of_them = used_space(raw_reader).runs(0, raw_reader.size).tolist()
+    told = Isolated.__init__
+
+    def one_elsewhere(self: Isolated, *args: Any, **options: Any) -> None:
+        told(self, *args, **options)
+        self.told["stores"][1]["is_here"] = False
+
+    monkeypatch.setattr(Isolated, "__init__", one_elsewhere)
+    with (
+        closing(Shadows(raw_reader, "p1")) as shadows,
+        pytest.raises(UnsupportedError, match="another volume"),
+    ):
+        shadows.shadows[1].reader.read_at(0, 1)
+    used = used_space(raw_reader)
+    (warning,) = used.warnings
+    assert warning == (
+        f"shadow copy {NAMES[1]} is stored on another volume: what only it uses here is not stored"
+    )
+    own = used_space(raw_reader, shadows=False).runs(0, raw_reader.size).tolist()
+    assert own != used.runs(0, raw_reader.size).tolist() == all_of_them  # the first one uses as much
+
+
 def mutations(raw: FileReader) -> Any:
     import random
 
