@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 import formats
 from formats.container import Container, Point
@@ -26,6 +27,7 @@ class Source:
         self.sets = sets
         self.unreadable = unreadable
         self.is_folder = path.is_dir()
+        self._trees: WeakSet[ImageTree] = WeakSet()
 
     @property
     def point(self) -> Point | None:
@@ -74,7 +76,7 @@ class Source:
     def tree(self, volume: str = "", options: VolumeOptions | None = None) -> ImageTree:
         """Return the tree of the point, or of the folder; ``volume`` ("disk4/p1") roots it there.
 
-        ``options`` say how volumes are read.
+        ``options`` say how volumes are read. It is closed with the source.
 
         Raises FormatError when the point, or no point of the folder, can be read, OSError when there is
         no such volume.
@@ -87,12 +89,15 @@ class Source:
                 nothing = NotAnImageError("no backup point, only parts of sets", path=self.path)
                 raise next(iter([*left_out.values(), *self.unreadable.values(), nothing]))
             tree = ImageTree.of_sets(self.sets, options)
+        self._trees.add(tree)
         if volume:
             tree.set_root(volume)
         return tree
 
     def close(self) -> None:
-        """Close all files."""
+        """Close the trees that were given out, then all files."""
+        for tree in list(self._trees):
+            tree.close()
         for container in self.sets:
             container.close()
 

@@ -64,6 +64,14 @@ def test_every_file_of_every_shadow_copy(
     assert not workers([os.getpid()])
 
 
+def test_the_workers_of_a_tree_end_with_its_source(shadowed_image: Path) -> None:
+    with imagefs.open(shadowed_image) as source:
+        tree = source.tree()
+        tree.entries(tree.resolve("disk0/p1/$Shadow"))
+        assert workers([os.getpid()])
+    assert not workers([os.getpid()])
+
+
 def test_commands_and_a_mount(
     shadowed_image: Path, expected_shadows: list[dict[str, tuple[int, str]]], tmp_path: Path
 ) -> None:
