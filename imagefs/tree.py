@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from typing import NamedTuple
+
+import numpy as np
 
 from formats.blockreader import BlockReader
 from formats.container import Container, Disk, Partition, Point
@@ -382,14 +383,12 @@ class ImageTree(Tree):
         return [self._entry(name, node) for name, node in self._children(self._directory(own)).items()]
 
     def columns(self, inode: int) -> Columns:
-        """Return a directory's entries column by column, without making each of them anew."""
+        """Return a directory's entries column by column, as its file system has them."""
         volume, own = inode >> _VOLUME_SHIFT, inode & _OWN
         if not volume or inode in self._added:
             return super().columns(inode)
-        found = self._volume(volume).entries(own)
-        high = volume << _VOLUME_SHIFT
-        numbers = [high | number for number in map(itemgetter(1), found)]
-        return Columns(list(map(itemgetter(0), found)), numbers, list(map(itemgetter(2), found)))
+        names, numbers, types = self._volume(volume).columns(own)
+        return Columns(names, numbers | np.uint64(volume << _VOLUME_SHIFT), types)
 
     def _entry(self, name: str, node: "_Node") -> Entry:
         kind = NodeType.FILE if isinstance(node, _Raw) else NodeType.DIRECTORY

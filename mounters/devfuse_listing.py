@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mounters.columns import copy_pieces
 from mounters.devfuse_protocol import DIRENT, DIRENTPLUS, PADDING, attribute_fields
 from mounters.translation import FOREVER, LONGEST_NAME, InodeNumbers, kernel_name, type_bits
 from mounters.tree import Attributes, Columns, NodeType
@@ -27,11 +28,9 @@ class DirectoryListing:
         if text is None:
             kept = [at for at, name in enumerate(columns.names) if kernel_name(name) is not None]
             names, inodes, types = columns
-            columns = Columns(
-                [names[at] for at in kept], [inodes[at] for at in kept], [types[at] for at in kept]
-            )
+            columns = Columns([names[at] for at in kept], inodes[kept], [types[at] for at in kept])
             text = os.fsencode("\0".join(columns.names))
-        self.names, self.inodes, self._types = columns
+        self.names, self._inodes, self._types = columns
         self._numbers = numbers
         self._records, self._ends = _records(text, columns, numbers)
         self.attributes: Mapping[str, Attributes | None] | None = None  # by name, once they are wanted
@@ -59,7 +58,7 @@ class DirectoryListing:
             if size < 0:
                 break
             entry, kind = _NO_ENTRY, self._types[at]
-            number = self._numbers.kernel(self.inodes[at])
+            number = self._numbers.kernel(int(self._inodes[at]))
             attributes = attributes_of(at)
             if attributes is not None:
                 entry = (number, 0, FOREVER, FOREVER, 0, 0, *attribute_fields(number, attributes))
@@ -103,17 +102,25 @@ class Habit:
 
 def _encoded(names: Sequence[str]) -> bytes | None:
     """Return names as bytes with NULs between them; None where one of them cannot be shown."""
+    if not names:
+        return b""
     text = "\0".join(names)
-    if "/" in text or text.count("\0") != max(0, len(names) - 1):
+    if text.count("\0") != len(names) - 1:
         return None
-    if "" in names or "." in names or ".." in names:
+    between = f"\0{text}\0"
+    if any(wrong in between for wrong in ("/", "\0\0", "\0.\0", "\0..\0")):
         return None
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
         return None
-    too_long = len(encoded) > LONGEST_NAME and max(map(len, encoded.split(b"\0"))) > LONGEST_NAME
-    return None if too_long else encoded
+    return None if int(_name_ends(encoded)[1].max()) > LONGEST_NAME else encoded
+
+
+def _name_ends(text: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the names in a text end, and how long each is."""
+    ends = np.flatnonzero(np.frombuffer(text + b"\0", np.uint8) == 0)
+    return ends, np.diff(ends, prepend=-1) - 1
 
 
 def _records(text: bytes, columns: Columns, numbers: InodeNumbers) -> tuple[bytes, NDArray[np.int64]]:
@@ -121,9 +128,7 @@ def _records(text: bytes, columns: Columns, numbers: InodeNumbers) -> tuple[byte
     count = len(columns.names)
     if not count:
         return b"", np.empty(0, np.int64)
-    letters = np.frombuffer(text + b"\0", np.uint8)
-    is_letter = letters != 0
-    lengths = np.diff(np.flatnonzero(~is_letter), prepend=-1) - 1
+    name_ends, lengths = _name_ends(text)
     sizes = DIRENT.size + (lengths + 7 & ~7)
     ends = np.cumsum(sizes)
     starts = ends - sizes
@@ -133,10 +138,8 @@ def _records(text: bytes, columns: Columns, numbers: InodeNumbers) -> tuple[byte
     quads[(starts >> 3) + 1] = np.arange(1, count + 1)
     words[(starts >> 2) + 4] = lengths
     words[(starts >> 2) + 5] = _types(columns.types)
-    shift = starts + DIRENT.size - (np.cumsum(lengths) - lengths)  # of a name's letters
-    places = np.repeat(shift, lengths)
-    places += np.arange(len(places))
-    records[places] = letters[is_letter]
+    letters = np.frombuffer(text, np.uint8)
+    copy_pieces(letters, name_ends - lengths, records, starts + DIRENT.size, lengths)
     return records.tobytes(), ends
 
 

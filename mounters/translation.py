@@ -4,7 +4,6 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +55,11 @@ class InodeNumbers:
         """Return the kernel's number for a tree's."""
         return self._to_kernel.get(inode, inode)
 
-    def all_to_kernel(self, inodes: Sequence[int]) -> NDArray[np.uint64]:
+    def all_to_kernel(self, inodes: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Return the kernel's numbers for many of a tree's."""
-        shown = np.array(inodes, np.uint64)
-        exceptions = [(shown == inode, number) for inode, number in self._to_kernel.items()]
-        for places, number in exceptions:
-            shown[places] = number
+        shown = inodes.copy()
+        for inode, number in self._to_kernel.items():
+            shown[inodes == inode] = number
         return shown
 
     def tree(self, inode: int) -> int:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class NodeType(StrEnum):
     """The kinds of nodes."""
@@ -60,8 +63,17 @@ class Columns(NamedTuple):
     """A directory's entries, column by column."""
 
     names: Sequence[str]
-    inodes: Sequence[int]
+    inodes: NDArray[np.uint64]
     types: Sequence[NodeType]
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> Self:
+        """Return entries as columns."""
+        return cls(
+            [entry.name for entry in entries],
+            np.array([entry.inode for entry in entries], np.uint64),
+            [entry.type for entry in entries],
+        )
 
 
 class Handle(ABC):
@@ -116,12 +128,7 @@ class Tree(ABC):
 
     def columns(self, inode: int) -> Columns:
         """Return a directory's entries column by column; a tree may know a faster way."""
-        found = self.entries(inode)
-        return Columns(
-            [entry.name for entry in found],
-            [entry.inode for entry in found],
-            [entry.type for entry in found],
-        )
+        return Columns.of(self.entries(inode))
 
     @abstractmethod
     def lookup(self, inode: int, name: str) -> int:

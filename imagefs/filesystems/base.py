@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.upcase import UpCase, fold_names
-from mounters.tree import Attributes, Entry, NodeType, no_such_attribute, not_a_directory, not_found
+from mounters.tree import Attributes, Columns, Entry, NodeType, no_such_attribute, not_a_directory, not_found
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -119,6 +119,10 @@ class FileSystem(ABC):
         Of a damaged directory an entry may have the number of what has taken its place: ``lookup`` and
         ``entries_with_attributes`` say so.
         """
+
+    def columns(self, inode: int) -> Columns:
+        """Return a directory's entries column by column; a file system may know a faster way."""
+        return Columns.of(self.entries(inode))
 
     @abstractmethod
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:

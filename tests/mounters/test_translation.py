@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ def test_inode_numbers_are_one_to_one(root: int, others: set[int]) -> None:
     assert len(set(shown.values())) == len(shown)
     assert all(0 < kernel < 2**64 for kernel in shown.values())
     assert all(numbers.tree(kernel) == number for number, kernel in shown.items())
-    assert numbers.all_to_kernel(list(shown)).tolist() == list(shown.values())
+    assert numbers.all_to_kernel(np.array(list(shown), np.uint64)).tolist() == list(shown.values())
 
 
 class Known(Handle):

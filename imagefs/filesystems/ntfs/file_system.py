@@ -76,6 +76,7 @@ from imagefs.filesystems.ntfs.streams import (
 from imagefs.filesystems.ntfs.times import recorded_times, system_entries
 from mounters.tree import (
     Attributes,
+    Columns,
     Entry,
     NodeType,
     is_a_directory,
@@ -122,7 +123,11 @@ class NtfsFileSystem(FileSystem):
 
     def entries(self, inode: int) -> Sequence[Entry]:
         """Return a directory's entries, without the file system's own files."""
-        return self._listing(inode).entries
+        return self._listing(inode).entries()
+
+    def columns(self, inode: int) -> Columns:
+        """Return a directory's entries column by column."""
+        return self._listing(inode).columns
 
     def entries_with_attributes(self, inode: int) -> Sequence[tuple[Entry, Attributes | None]]:
         """Return a directory's entries with their attributes, None where these can't be read.
@@ -131,13 +136,14 @@ class NtfsFileSystem(FileSystem):
         whose attributes can't be read.
         """
         listing = self._listing(inode)
-        found: list[tuple[Entry, Attributes | None]] = [(entry, None) for entry in listing.entries]
-        numbers = [entry.inode for entry in listing.entries]
+        entries, references = listing.entries(), listing.references.tolist()
+        found: list[tuple[Entry, Attributes | None]] = [(entry, None) for entry in entries]
+        numbers = [entry.inode for entry in entries]
         positions = sorted(range(len(found)), key=numbers.__getitem__)  # in the order of the records
         for position, raw in zip(
             positions, self._mft.raw_records(map(numbers.__getitem__, positions)), strict=True
         ):
-            entry, reference = listing.entries[position], listing.references[position]
+            entry, reference = entries[position], references[position]
             try:
                 sequence, node = quick_node(raw, entry.inode, self._owners) or self._node(entry.inode)
             except FormatError:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagefs.filesystems.ntfs.layout import DOS_NAME, SECTOR
+from mounters.columns import copy_pieces
 
 _HEADER = 24  # of the node in a block
 _KEY = 82  # bytes of an entry before its name
@@ -124,9 +125,8 @@ def _names(flat: NDArray[np.uint8], places: NDArray[np.int64]) -> Names | None:
     halves = flat.view("<u2")
     lengths = flat[places + 80].astype(np.int64) + 1  # with a NUL behind
     ends = np.cumsum(lengths)
-    offsets = np.arange(int(ends[-1])) + np.repeat((places + _KEY >> 1) - (ends - lengths), lengths)
-    units = halves[np.minimum(offsets, len(halves) - 1)]
-    units[ends - 1] = 0
+    units = np.zeros(int(ends[-1]), halves.dtype)
+    copy_pieces(halves, places + _KEY >> 1, units, ends - lengths, lengths - 1)
     try:
         names = units[:-1].tobytes().decode("utf-16-le").split("\0")
     except UnicodeDecodeError:

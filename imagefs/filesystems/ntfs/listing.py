@@ -1,6 +1,6 @@
 """A directory of NTFS as it is listed, and how its names are found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from imagefs.filesystems.ntfs.layout import (
     ROOT,
 )
 from imagefs.filesystems.upcase import UpCase, fold_names
-from mounters.tree import Entry, NodeType
+from mounters.tree import Columns, Entry, NodeType
 
 # Without a Python call for each: there are directories of a million names.
 _entry: Callable[[tuple[str, int, NodeType]], Entry] = partial(tuple.__new__, Entry)
@@ -26,21 +26,24 @@ _entry: Callable[[tuple[str, int, NodeType]], Entry] = partial(tuple.__new__, En
 class Listing:
     """A directory's names, and the references they stand for."""
 
-    def __init__(self, entries: list[Entry], references: list[int], hidden: dict[str, int]) -> None:
-        self.entries = entries
+    def __init__(self, columns: Columns, references: NDArray[np.uint64], hidden: dict[str, int]) -> None:
+        self.columns = columns
         self.references = references
         self._hidden = hidden
         self._by_name: dict[str, int] | None = None
         self._folded: dict[str, str] | None = None
 
     def __len__(self) -> int:
-        return len(self.entries) + 1
+        return len(self.columns.names) + 1
+
+    def entries(self) -> list[Entry]:
+        """Return the names as entries."""
+        names, numbers, types = self.columns
+        return list(map(_entry, zip(names, numbers.tolist(), types, strict=True)))
 
     def includes(self, part: "Listing") -> bool:
         """Tell whether all names of another listing are here, and stand for the same."""
-        own = set(zip((entry.name for entry in self.entries), self.references, strict=True))
-        names = (entry.name for entry in part.entries)
-        return own.issuperset(zip(names, part.references, strict=True))
+        return set(self._pairs()).issuperset(part._pairs())
 
     def reference(self, name: str, upcase: UpCase | None) -> int | None:
         """Return what a name stands for; the file system's own files are found as well.
@@ -48,8 +51,7 @@ class Listing:
         With ``upcase`` a name that is not there stands for the first that differs by case alone.
         """
         if self._by_name is None:
-            names = {entry.name: at for entry, at in zip(self.entries, self.references, strict=True)}
-            self._by_name = {**self._hidden, **names}
+            self._by_name = {**self._hidden, **dict(self._pairs())}
         reference = self._by_name.get(name)
         if reference is None and upcase is not None:
             if self._folded is None:
@@ -58,6 +60,9 @@ class Listing:
             return None if stored is None else self._by_name[stored]
         return reference
 
+    def _pairs(self) -> Iterator[tuple[str, int]]:
+        return zip(self.columns.names, self.references.tolist(), strict=True)
+
 
 class ListingBuilder:
     """Puts a listing together from the names of index nodes."""
@@ -65,8 +70,9 @@ class ListingBuilder:
     def __init__(self, inode: int, recorded_type: Callable[[int, NodeType], NodeType]) -> None:
         self._inode = inode
         self._recorded_type = recorded_type  # by the file record; for names that are more than they tell
-        self._entries: list[Entry] = []
-        self._references: list[int] = []
+        self._names: list[str] = []
+        self._types: list[NodeType] = []
+        self._references: list[NDArray[np.uint64]] = []
         self._hidden: dict[str, int] = {}
 
     def add(self, found: Names) -> None:
@@ -85,12 +91,15 @@ class ListingBuilder:
             kinds[at] = NodeType.DIRECTORY
         for at in np.flatnonzero(file_attributes & (FILE_REPARSE | FILE_SYSTEM)).tolist():
             kinds[at] = self._recorded_type(int(numbers[at]), kinds[at])
-        self._entries += map(_entry, zip(names, numbers.tolist(), kinds, strict=True))
-        self._references += references.tolist()
+        self._names += names
+        self._types += kinds
+        self._references.append(references)
 
     def listing(self) -> Listing:
         """Return the listing of all names."""
-        return Listing(self._entries, self._references, self._hidden)
+        references = np.concatenate([np.empty(0, np.uint64), *self._references])
+        numbers = references & np.uint64(REFERENCE_MASK)
+        return Listing(Columns(self._names, numbers, self._types), references, self._hidden)
 
     def _without_own(self, found: Names, are_own: NDArray[np.bool_]) -> Names:
         """Keep the file system's own files, which are not listed, and return the others."""
