@@ -97,7 +97,7 @@ class Directories:
         In a large directory the nodes of its index on the way to the name are read alone. Where one of
         them is damaged, the whole listing is what counts.
         """
-        upcase = self._volume_upcase()
+        upcase = self.upcase()
         ignore_case = upcase is not None and not self.is_case_sensitive(inode)
         listing = self._listings.get(inode)
         if listing is None and upcase is not None:
@@ -114,7 +114,7 @@ class Directories:
 
         It is found as ``reference`` finds it. Raises FormatError where the index is damaged.
         """
-        upcase = self._volume_upcase()
+        upcase = self.upcase()
         ignore_case = upcase is not None and not self.is_case_sensitive(inode)
         if upcase is not None:
             return self._descents.find(inode, name, upcase, ignore_case=ignore_case)
@@ -139,7 +139,7 @@ class Directories:
         self._descents.clear()
         self._sensitive.clear()
 
-    def _volume_upcase(self) -> UpCase | None:
+    def upcase(self) -> UpCase | None:
         """Return the volume's upper case; None where it is damaged: names are exact then."""
         with self._lock:
             if not self._upcase_read:

@@ -6,8 +6,7 @@ pytsk3 does not tell how much of a file is valid (what lies beyond reads as zero
 
 import errno
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 from formats.blockreader import BlockReader, BytesReader
@@ -21,48 +20,30 @@ from imagefs.filesystems.base import (
     VolumeOptions,
 )
 from imagefs.filesystems.names import decode_name
-from imagefs.filesystems.ntfs.data import REPARSE_LIMIT, open_attribute, open_file, stored_size
+from imagefs.filesystems.ntfs.data import open_attribute, open_file
 from imagefs.filesystems.ntfs.directories import Directories
 from imagefs.filesystems.ntfs.extended import (
     VALUE_LIMIT,
     SystemAttributes,
     attribute_names,
-    security_id,
     stream_of,
 )
 from imagefs.filesystems.ntfs.layout import (
-    COMPRESSED,
-    DIRECTORY,
-    ENCRYPTED,
-    FILE_SYSTEM,
     FIRST_USER,
-    IN_USE,
     REFERENCE_MASK,
     ROOT,
     VOLUME,
     Attribute,
     AttributeType,
     Record,
-    data_size,
     parse_boot,
-    parse_record,
-    unix_nanoseconds,
 )
-from imagefs.filesystems.ntfs.links import Links, Names, ShownLink
+from imagefs.filesystems.ntfs.links import Links, Names
 from imagefs.filesystems.ntfs.listing import Listing
-from imagefs.filesystems.ntfs.mft import MasterFileTable, find, standard_information
+from imagefs.filesystems.ntfs.mft import MasterFileTable, check_extents, find
+from imagefs.filesystems.ntfs.nodes import RecordNodes, of_stream
 from imagefs.filesystems.ntfs.owners import Owners
 from imagefs.filesystems.ntfs.quick import quick_node
-from imagefs.filesystems.ntfs.reparse import (
-    INTX_LIMIT,
-    LINKS,
-    ReparseTag,
-    intx_type,
-    parse_intx,
-    parse_link,
-    reparse_tag,
-    reparse_type,
-)
 from imagefs.filesystems.ntfs.security import Security
 from imagefs.filesystems.ntfs.streams import (
     WOF_STREAM,
@@ -70,10 +51,12 @@ from imagefs.filesystems.ntfs.streams import (
     StaleNode,
     StreamNode,
     describe,
+    is_name,
     named_data,
     split_name,
 )
 from imagefs.filesystems.ntfs.times import recorded_times, system_entries
+from imagefs.filesystems.upcase import fold_names
 from mounters.tree import (
     Attributes,
     Columns,
@@ -84,8 +67,6 @@ from mounters.tree import (
     not_a_directory,
     not_found,
 )
-
-_MODES = {NodeType.DIRECTORY: 0o555, NodeType.FILE: 0o444, NodeType.LINK: 0o777, NodeType.OTHER: 0o444}
 
 
 class NtfsFileSystem(FileSystem):
@@ -115,6 +96,7 @@ class NtfsFileSystem(FileSystem):
         )
         self._directories = Directories(self._mft, self.block_size, reader.size, self._recorded_type)
         self._links = Links(self._mft, self._directories, known_as)
+        self._record_nodes = RecordNodes(self._mft, self._owners, self._links, self._options)
         self.label = self._read_label()
 
     def attributes(self, inode: int) -> Attributes:
@@ -175,7 +157,7 @@ class NtfsFileSystem(FileSystem):
         """Return the target of a symbolic link, junction or mount point."""
         if self.attributes(inode).type is not NodeType.LINK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        shown = self._shown_link(self._mft.attributes(self._mft.record(inode)), f"link {inode}")
+        shown = self._record_nodes.shown_link(self._mft.attributes(self._mft.record(inode)), f"link {inode}")
         if shown is None or shown.target is None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return shown.target
@@ -191,7 +173,7 @@ class NtfsFileSystem(FileSystem):
         if node.type is not NodeType.FILE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         attributes = self._mft.attributes(self._mft.record(inode))
-        shown = self._shown_link(attributes, f"link {inode}")
+        shown = self._record_nodes.shown_link(attributes, f"link {inode}")
         if shown is not None:
             return BytesReader(shown.text)
         return open_file(self._mft, attributes, f"file {inode}", self._options)
@@ -201,7 +183,7 @@ class NtfsFileSystem(FileSystem):
         what = f"file {inode}"
         attributes = self._attributes_of(inode)
         found = named_data(attributes)
-        if WOF_STREAM in found and self._is_wof(attributes, what):
+        if WOF_STREAM in found and self._record_nodes.is_wof(attributes, what):
             del found[WOF_STREAM]
         return [
             describe(name, extents, what, raw_efs=self._options.raw_efs) for name, extents in found.items()
@@ -209,9 +191,9 @@ class NtfsFileSystem(FileSystem):
 
     def open_stream(self, inode: int, name: str) -> BlockReader:
         """Return the data of a named stream, listed or not."""
-        return open_attribute(
-            self._mft, self._stream(inode, name), f"stream {name!r} of file {inode}", self._options
-        )
+        extents, what = self._stream(inode, name), f"stream {name!r} of file {inode}"
+        check_extents(extents, what)
+        return open_attribute(self._mft, extents, what, self._options)
 
     def extended_attributes(self, inode: int) -> Sequence[str]:
         """Return the streams that are the user's attributes; a link and its like have none."""
@@ -262,10 +244,11 @@ class NtfsFileSystem(FileSystem):
             if isinstance(made, StaleNode):
                 raise DamagedError(f"file record {made.reference & REFERENCE_MASK} has become another file's")
             if made is not None:
-                known = self._node_of_stream(inode, made)
+                sequence, host = self._node(made.record)
+                known = sequence, of_stream(inode, host, self._described(made))
             else:
                 raw = self._mft.raw_record(inode)
-                known = quick_node(raw, inode, self._owners) or self._node_of(parse_record(raw, inode))
+                known = self._record_nodes.of_record(raw, inode)
             self._nodes.put(inode, known)
         return known
 
@@ -275,89 +258,6 @@ class NtfsFileSystem(FileSystem):
         if sequence != reference >> 48:
             raise DamagedError(f"{name}: its file record {attributes.inode} has become another file's")
         return attributes
-
-    def _node_of(self, record: Record) -> tuple[int, Attributes]:
-        what = f"file record {record.number}"
-        if not record.flags & IN_USE or record.base:
-            raise DamagedError(f"{what} is not a file's")
-        attributes = self._mft.attributes(record)
-        created, modified, changed, accessed, flags = standard_information(attributes, what)
-        kind = NodeType.DIRECTORY if record.flags & DIRECTORY else NodeType.FILE
-        kind, shown = self._special_type(attributes, flags, kind, what)
-        size = allocated = 0
-        if shown is not None:
-            size = len(shown.text if shown.target is None else os.fsencode(shown.target))
-        elif kind is not NodeType.OTHER:
-            data = (
-                find(attributes, AttributeType.DATA)
-                if kind is NodeType.FILE
-                else find(attributes, AttributeType.INDEX_ALLOCATION, "$I30")
-                or find(attributes, AttributeType.INDEX_ROOT, "$I30")
-            )
-            if data:
-                size = data_size(data[0], raw_efs=self._options.raw_efs)
-                allocated = stored_size(attributes, data[0])
-                if data[0].first_vcn or size >> 63:
-                    raise DamagedError(f"{what}: the first part of its data is missing, or {size} bytes long")
-        links = sum(
-            1
-            for attribute in attributes
-            if attribute.type == AttributeType.FILE_NAME
-            and attribute.value
-            and attribute.value[65:66] != b"\2"
-        )
-        user, group, execute = self._owners.of_file(
-            attributes, security_id(record._replace(attributes=attributes))
-        )
-        return record.sequence, Attributes(
-            inode=record.number,
-            type=kind,
-            size=size,
-            mode=_MODES[kind] | execute,
-            links=max(1, links),
-            uid=user,
-            gid=group,
-            modified=unix_nanoseconds(modified),
-            accessed=unix_nanoseconds(accessed),
-            changed=unix_nanoseconds(changed),
-            created=unix_nanoseconds(created),
-            allocated=allocated,
-        )
-
-    def _special_type(
-        self, attributes: list[Attribute], flags: int, kind: NodeType, what: str
-    ) -> tuple[NodeType, ShownLink | None]:
-        """Return what a node is beyond directory and file, and what it is shown as if it is a link."""
-        shown = self._shown_link(attributes, what)
-        if shown is not None:
-            return NodeType.FILE if shown.target is None else NodeType.LINK, shown
-        reparse = find(attributes, AttributeType.REPARSE_POINT)
-        if reparse:
-            value = self._mft.small_value(reparse, REPARSE_LIMIT, what)
-            return reparse_type(reparse_tag(value, what), kind), None
-        if flags & FILE_SYSTEM and kind is NodeType.FILE:
-            return intx_type(self._intx(attributes, what)) or kind, None
-        return kind, None
-
-    def _shown_link(self, attributes: list[Attribute], what: str) -> ShownLink | None:
-        """Return what a link by reparse point or of Interix is shown as; None for what is no link."""
-        reparse = find(attributes, AttributeType.REPARSE_POINT)
-        if reparse:
-            value = self._mft.small_value(reparse, REPARSE_LIMIT, what)
-            if reparse_tag(value, what) in LINKS:
-                return self._links.shown(attributes, parse_link(value, what), what)
-        elif standard_information(attributes, what)[-1] & FILE_SYSTEM:
-            head = self._intx(attributes, what)
-            if intx_type(head) is NodeType.LINK:
-                return self._links.shown(attributes, parse_intx(head, what), what)
-        return None
-
-    def _intx(self, attributes: list[Attribute], what: str) -> bytes:
-        """Return the data of what may be a link of Interix, b"" where it can't be one."""
-        data = find(attributes, AttributeType.DATA)
-        if not data or not 8 < data[0].size <= INTX_LIMIT or data[0].flags & (COMPRESSED | ENCRYPTED):
-            return b""
-        return self._mft.small_value(data, INTX_LIMIT, what)
 
     # streams
 
@@ -369,16 +269,29 @@ class NtfsFileSystem(FileSystem):
                 continue
             if not stream:
                 return inode
-            if stream in named_data(self._attributes_of(inode)):
-                return self._numbers.number(StreamNode(inode, stream))
+            stored = self._stored_name(named_data(self._attributes_of(inode)), stream)
+            if stored is not None:
+                return self._numbers.number(StreamNode(inode, stored))
         return None
+
+    def _stored_name(self, streams: Collection[str], name: str) -> str | None:
+        """Return a stream's name as it is stored, found exactly or else without regard to case."""
+        if name in streams:
+            return name
+        upcase = self._directories.upcase()
+        return None if upcase is None else fold_names(upcase, filter(is_name, streams)).get(upcase.fold(name))
 
     def _stream(self, inode: int, name: str) -> list[Attribute]:
         """Return the extents of a stream; ENOENT when there is none of this name."""
-        extents = named_data(self._attributes_of(inode)).get(name)
-        if not extents:
+        streams = named_data(self._attributes_of(inode))
+        stored = self._stored_name(streams, name)
+        if stored is None:
             raise not_found(name)
-        return extents
+        return streams[stored]
+
+    def _described(self, node: StreamNode) -> Stream:
+        what = f"file {node.record}"
+        return describe(node.name, self._stream(*node), what, raw_efs=self._options.raw_efs)
 
     def _stream_value(self, inode: int, name: str | None) -> bytes | None:
         """Return what a stream holds, None when there is none; E2BIG where Linux takes no such attribute."""
@@ -398,26 +311,6 @@ class NtfsFileSystem(FileSystem):
         if self._numbers.node(inode) is not None or (inode < FIRST_USER and inode != ROOT):
             return False
         return self.attributes(inode).type in (NodeType.FILE, NodeType.DIRECTORY)
-
-    def _node_of_stream(self, inode: int, node: StreamNode) -> tuple[int, Attributes]:
-        sequence, host = self._node(node.record)
-        known = describe(node.name, self._stream(*node), f"file {node.record}", raw_efs=self._options.raw_efs)
-        return sequence, replace(
-            host,
-            inode=inode,
-            type=NodeType.FILE,
-            size=known.size,
-            mode=host.mode & _MODES[NodeType.FILE],
-            links=1,
-            allocated=known.allocated,
-        )
-
-    def _is_wof(self, attributes: list[Attribute], what: str) -> bool:
-        reparse = find(attributes, AttributeType.REPARSE_POINT)
-        return (
-            bool(reparse)
-            and reparse_tag(self._mft.small_value(reparse, REPARSE_LIMIT, what), what) == ReparseTag.WOF
-        )
 
     def _attributes_of(self, inode: int) -> list[Attribute]:
         """Return the attributes of a file's record; a stream has none of its own."""

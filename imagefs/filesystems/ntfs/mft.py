@@ -171,6 +171,15 @@ def find(attributes: Iterable[Attribute], kind: AttributeType, name: str = "") -
     return found
 
 
+def check_extents(extents: Sequence[Attribute], what: str) -> None:
+    """Raise DamagedError unless the extents are of one attribute, whose first part with the size is there."""
+    first = extents[0]
+    if first.first_vcn or first.size >> 63:
+        raise DamagedError(f"{what}: the first part of its data is missing, or {first.size} bytes long")
+    if len(extents) > 1 and not extents[1].first_vcn:
+        raise DamagedError(f"{what}: its data is there twice")
+
+
 def standard_information(attributes: Iterable[Attribute], what: str) -> tuple[int, int, int, int, int]:
     """Return when a file was created, modified, changed and accessed, and its file attributes."""
     for attribute in attributes:

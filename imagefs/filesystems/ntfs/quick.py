@@ -67,6 +67,7 @@ def quick_node(
         times = None
         owner: int | bytes = 0
         links = size = allocated = 0
+        has_data = False
         kind, length, nonresident, name_length, flags, value_size, offset = _ATTRIBUTE.unpack_from(
             record, position
         )
@@ -83,8 +84,9 @@ def quick_node(
             elif kind == _FILE_NAME:
                 links += record[position + offset + 65] != DOS_NAME
             elif kind == _DATA and not name_length:
-                if flags & (COMPRESSED | ENCRYPTED | SPARSE):
+                if has_data or flags & (COMPRESSED | ENCRYPTED | SPARSE):
                     return None
+                has_data = True
                 size = value_size
                 if nonresident:
                     first_vcn, allocated, size = _SIZES.unpack_from(record, position)

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from formats.errors import DamagedError
 from imagefs.filesystems.base import Stream
 from imagefs.filesystems.names import decode_name
 from imagefs.filesystems.ntfs.layout import Attribute, AttributeType, data_size
+from imagefs.filesystems.ntfs.mft import check_extents
 
 WOF_STREAM = "WofCompressedData"  # of a file that WOF compressed: its stored bytes, which Windows hides
 _FIRST_NUMBER = 1 << 47  # record numbers have 32 bits; a tree takes the bits from 48 on
@@ -71,13 +71,15 @@ def attribute_name(attribute: Attribute) -> str:
     return decode_name(attribute.name.encode("utf-16-le", "surrogatepass"))
 
 
+def is_name(name: str) -> bool:
+    """Tell whether a name can be one of Windows: a damaged record may have another."""
+    return "\0" not in name
+
+
 def describe(name: str, extents: Sequence[Attribute], what: str, *, raw_efs: bool = False) -> Stream:
-    """Return what is known of a stream; DamagedError where its first part is missing."""
+    """Return what is known of a stream; DamagedError where its first part is missing, or there twice."""
+    check_extents(extents, f"{what}, stream {name!r}")
     first = extents[0]
-    if first.first_vcn or first.size >> 63:
-        raise DamagedError(
-            f"{what}: the first part of stream {name!r} is missing, or {first.size} bytes long"
-        )
     return Stream(name, data_size(first, raw_efs=raw_efs), first.allocated)
 
 

@@ -142,6 +142,23 @@ def test_a_reused_record_is_no_file_of_the_old_name() -> None:
             ask(inode)
 
 
+def test_data_that_is_there_twice() -> None:
+    """Neither is the file's for sure, and the size must be that of what is read."""
+    data = build()
+    twice = [(attribute(0x80, n, b"one" * n), attribute(0x80, n, b"one" * n, "s")) for n in (1, 2)]
+    for at, (first, second) in {27: (twice[0][0], twice[1][0]), 28: (twice[0][1], twice[1][1])}.items():
+        start = (10 + 7 * at) * CLUSTER
+        data[start : start + CLUSTER] = record([attribute(0x10, 0, TIMES), first, second])
+    volume = opened(data)
+    for ask in (volume.attributes, volume.open):
+        with pytest.raises(DamagedError, match="there twice"):
+            ask(27)
+    assert volume.open(28).size == 0
+    for call in (lambda: volume.streams(28), lambda: volume.open_stream(28, "s")):
+        with pytest.raises(DamagedError, match="there twice"):
+            call()
+
+
 @pytest.mark.parametrize(
     "entries",
     [

@@ -107,7 +107,7 @@ def test_without_regard_to_case_descent_and_listing_agree(
 ) -> None:
     inode = large(volume)
     listing = volume._directories.listing(inode)
-    upcase = volume._directories._volume_upcase()
+    upcase = volume._directories.upcase()
     assert upcase is not None
     differing = 0
     for name in inodes:
@@ -220,7 +220,7 @@ def test_a_loop_is_damage(volume: NtfsFileSystem, image: Path) -> None:
                 break
             position += length
         broken = NtfsFileSystem(Patched(reader, changes))
-        upcase = broken._directories._volume_upcase()
+        upcase = broken._directories.upcase()
         assert upcase is not None
         failed = 0
         for name in made_names()[:300]:
@@ -252,7 +252,7 @@ def test_children_in_each_others_place_are_damage(
             place + at: block[other : other + 8] for at, other in zip(links, reversed(links), strict=True)
         }
         broken = NtfsFileSystem(Patched(reader, changes))
-        upcase = broken._directories._volume_upcase()
+        upcase = broken._directories.upcase()
         assert upcase is not None
         descents, failed = Descents(broken._mft, BLOCK), 0
         for name, number in inodes.items():

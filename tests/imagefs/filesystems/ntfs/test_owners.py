@@ -79,7 +79,7 @@ def test_quick_attributes_are_the_parsed_ones(volume: NtfsFileSystem) -> None:
         quick = quick_node(raw, number, volume._owners) if raw[:4] == b"FILE" else None
         if quick is not None:
             compared += 1
-            assert quick == volume._node_of(parse_record(raw, number))
+            assert quick == volume._record_nodes._of_record(parse_record(raw, number))
     assert compared > DESCRIPTORS
 
 

@@ -99,6 +99,23 @@ def test_a_stream_in_many_pieces(path: Path, volume: NtfsFileSystem) -> None:
     assert reader.read_at(0, reader.size) == run("ntfscat", "-i", str(host), "-n", "scattered", path)
 
 
+def test_a_stream_is_found_without_regard_to_case(path: Path, volume: NtfsFileSystem) -> None:
+    host = resolve(volume, "streams/folder")
+    node = resolve(volume, "streams/folder:on a folder")
+    assert resolve(volume, "STREAMS/FOLDER:ON A Folder") == node
+    assert resolve(volume, "streams/folder:On A Folder:$DATA") == node
+    assert content(volume, host, "ON A FOLDER") == b"a folder's stream"
+    with pytest.raises(OSError, match="No such"):
+        volume.lookup(volume.root, "streams:on a folder")
+    with pytest.raises(OSError, match="No data"):  # ntfs-3g's attributes differ by case
+        volume.extended_attribute(host, "user.ON A FOLDER")
+    place = place_in_record(volume, path, host, "on a folder".encode("utf-16-le"))
+    with patched(path, {place: b"\0\0"}) as odd:  # a name that can't be
+        with pytest.raises(OSError, match="No such"):
+            odd.lookup(resolve(odd, "streams"), "folder:on a folder")
+        assert resolve(odd, "streams/folder:70000")
+
+
 def test_a_stream_is_a_node(volume: NtfsFileSystem) -> None:
     host = resolve(volume, "streams/host.txt")
     node = resolve(volume, "streams/host.txt:700")
