@@ -15,7 +15,7 @@ from imagefs.left_out import bytes_left_out
 from imagefs.parallel import in_order, workers
 from imagefs.readahead import ReadAheadHandle
 from imagefs.tree import ImageTree
-from imagefs.walking import Failed, Found, walk
+from imagefs.walking import Failed, Found, PassedOver, nothing_said, walk
 from mounters.tree import NodeType
 
 ALGORITHMS = ("md5", "sha1", "sha256")  # in the order that hashdeep has them in
@@ -53,14 +53,16 @@ def hash_files(
     *,
     streams: bool = False,
     left_out: Collection[str] = (),
+    passed_over: PassedOver = nothing_said,
     progress: Progress = lambda count: None,
 ) -> Generator[Hashed, None, None]:
     """Return what yields the hashes of files at and below paths, in the tree's order, streams behind theirs.
 
     Links are not followed, and no file, as devices are. Disks and partitions as bytes, and what was deleted,
-    are hashed where a path names them. ``left_out`` are paths of files whose contents the image is known
-    to lack. What can't be read is told to ``failed`` and the rest goes on. ``progress`` is called
-    from several threads. Raises OSError when there is no such path, FormatError when it can't be read.
+    are hashed where a path names them; $Shadow and $Deleted are else told to ``passed_over``. ``left_out``
+    are paths of files whose contents the image is known to lack. What can't be read is told to ``failed`` and
+    the rest goes on. ``progress`` is called from several threads. Raises OSError when there is no such path,
+    FormatError when it can't be read.
     """
     chosen = [name for name in ALGORITHMS if name in algorithms]
     stopped = threading.Event()
@@ -80,7 +82,9 @@ def hash_files(
             return task.path, error
         return Hashed(task.path, task.name, reader.size, digests, missing)
 
-    walks = [(walk(tree, path, failed), _folder_of(path.strip("/"))) for path in paths]
+    walks = [
+        (walk(tree, path, failed, passed_over=passed_over), _folder_of(path.strip("/"))) for path in paths
+    ]
     tasks = (
         task
         for nodes, folder in walks

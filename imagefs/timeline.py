@@ -23,7 +23,7 @@ from formats.errors import FormatError
 from imagefs.filesystems import RecordedTimes, Stream
 from imagefs.report import time_text
 from imagefs.tree import ImageTree, own_number
-from imagefs.walking import Failed, Found, walk
+from imagefs.walking import Failed, Found, PassedOver, nothing_said, walk
 from mounters.tree import Attributes, NodeType
 
 _SECOND = 1_000_000_000
@@ -47,14 +47,19 @@ class Dated(NamedTuple):
     number: int = 0  # that the volume has for it: of its inode, file record or directory entry
 
 
-def timeline(tree: ImageTree, path: str, failed: Failed) -> Iterator[Dated]:
+def timeline(
+    tree: ImageTree, path: str, failed: Failed, passed_over: PassedOver = nothing_said
+) -> Iterator[Dated]:
     """Return what yields all that lies at and below a path, in the tree's order, streams behind their file.
 
-    Also what was deleted, where the tree shows that. A directory's $FILE_NAME, and those of a file with
-    several names, come with the name that they are of. What can't be read is told to ``failed``, and the
-    rest goes on. Raises OSError when there is no such path, FormatError when it can't be read.
+    Also what was deleted, where the tree shows that; shadow copies are told to ``passed_over``. A directory's
+    $FILE_NAME, and those of a file with several names, come with the name that they are of. What can't be
+    read is told to ``failed``, and the rest goes on. Raises OSError when there is no such path, FormatError
+    when it can't be read.
     """
-    return _dated(tree, walk(tree, path, failed, deleted=tree.options.deleted, system=True), failed)
+    deleted = tree.options.deleted
+    nodes = walk(tree, path, failed, deleted=deleted, system=True, passed_over=passed_over)
+    return _dated(tree, nodes, failed)
 
 
 def _dated(tree: ImageTree, nodes: Iterable[Found], failed: Failed) -> Iterator[Dated]:

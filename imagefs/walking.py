@@ -9,6 +9,7 @@ from mounters.tree import Attributes, Entry, NodeType
 
 DELETED = "$Deleted"  # in a volume's root, beside its files: what was deleted
 Failed = Callable[[str, Exception], None]  # a path in the tree, and what is wrong with it
+PassedOver = Callable[[str], None]  # the path of $Shadow or $Deleted, which were not named
 
 
 class Found(NamedTuple):
@@ -20,29 +21,42 @@ class Found(NamedTuple):
     deleted: bool = False  # it is "$Deleted", or below it
 
 
+def nothing_said(path: str) -> None:
+    """Take no note of what is passed over."""
+
+
 def walk(
-    tree: ImageTree, path: str, failed: Failed, *, deleted: bool = False, system: bool = False
+    tree: ImageTree,
+    path: str,
+    failed: Failed,
+    *,
+    deleted: bool = False,
+    system: bool = False,
+    passed_over: PassedOver = nothing_said,
 ) -> Iterator[Found]:
     """Return what yields a node and all that lies below it, directories before what is in them.
 
     Disks and partitions as bytes are passed over unless ``path`` names one; so is what stands beside a
-    volume's files in its root, with ``deleted`` but for what was deleted. ``system`` adds the file systems'
-    own files. What can't be read is told to ``failed``, and the rest goes on. Raises OSError when there is
-    no such path, FormatError when it can't be read.
+    volume's files in its root, with ``deleted`` but for what was deleted: that is told to ``passed_over``.
+    ``system`` adds the file systems' own files. What can't be read is told to ``failed``, and the rest goes
+    on. Raises OSError when there is no such path, FormatError when it can't be read.
     """
     path = path.strip("/")
     inode = tree.resolve(path)
     directory = tree.resolve(path.rpartition("/")[0]) if path else 0
     first = Found(path, tree.attributes(inode), directory, _is_in_deleted(tree, path))
-    return _Walk(tree, failed, deleted=deleted, system=system).from_node(first)
+    return _Walk(tree, failed, passed_over, deleted=deleted, system=system).from_node(first)
 
 
 class _Walk:
     """One call of ``walk``."""
 
-    def __init__(self, tree: ImageTree, failed: Failed, *, deleted: bool, system: bool) -> None:
+    def __init__(
+        self, tree: ImageTree, failed: Failed, passed_over: PassedOver, *, deleted: bool, system: bool
+    ) -> None:
         self._tree = tree
         self._failed = failed
+        self._passed_over = passed_over
         self._deleted = deleted
         self._system = system
         self._seen: set[int] = set()  # directories: a damaged volume may have loops
@@ -74,8 +88,11 @@ class _Walk:
     def _read(self, node: Found, entries: Sequence[tuple[Entry, Attributes | None]]) -> Iterator[Found]:
         for entry, known in entries:
             path = f"{node.path}/{entry.name}" if node.path else entry.name
-            if self._is_passed_over(entry):
+            if self._tree.is_added(entry.inode) and not (self._deleted and entry.name == DELETED):
+                self._passed_over(path)
                 continue
+            if entry.type is NodeType.FILE and self._tree.file_system(entry.inode) is None:
+                continue  # bytes
             try:
                 attributes = known or self._tree.attributes(entry.inode)  # which raises why it can't
             except (OSError, FormatError) as error:
@@ -83,11 +100,6 @@ class _Walk:
             else:
                 deleted = node.deleted or self._tree.is_added(entry.inode)
                 yield Found(path, attributes, node.attributes.inode, deleted)
-
-    def _is_passed_over(self, entry: Entry) -> bool:
-        if self._tree.is_added(entry.inode):
-            return not (self._deleted and entry.name == DELETED)
-        return entry.type is NodeType.FILE and self._tree.file_system(entry.inode) is None
 
     def _system_entries(self, inode: int) -> list[tuple[Entry, Attributes | None]]:
         """Return the own files of the file system whose root a directory is."""

@@ -95,6 +95,7 @@ def hash(
                 failed,
                 streams=streams,
                 left_out=opened_source.paths_left_out(),
+                passed_over=lambda path: say(f"{path} is left out; name it to hash it"),
                 progress=lambda count: bar.advance(bar.task_ids[0], count),
             )
         )

@@ -60,8 +60,12 @@ def timeline(
         failures += 1
         say(f"{where}: {message_of(error)}")
 
+    def passed_over(where: str) -> None:
+        say(f"{where} is left out; name it to see its times")
+
     write = write_json if json else write_csv if form is Form.CSV else write_body_file
     with opened(source, password_file) as opened_source:
-        write(times_below(opened_source.tree(options=options), path, failed), write_output)
+        tree = opened_source.tree(options=options)
+        write(times_below(tree, path, failed, passed_over), write_output)
     if failures:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)

@@ -91,6 +91,26 @@ def test_commands_and_a_mount(
     assert not any(folder.exists() for folder in started)
 
 
+def test_what_stands_beside_the_files_is_left_out_and_told(
+    shadowed_image: Path, expected_shadows: list[dict[str, tuple[int, str]]], tmp_path: Path
+) -> None:
+    said = run_imagefs("cp", "--deleted", shadowed_image, "disk0/p1", tmp_path / "out")
+    assert said.errors.splitlines() == [
+        f"imagefs: disk0/p1/{name} is left out; name it to copy it" for name in ("$Shadow", "$Deleted")
+    ]
+    said = run_imagefs("hash", "--deleted", shadowed_image, "disk0/p1")
+    assert said.errors.splitlines() == [
+        f"imagefs: disk0/p1/{name} is left out; name it to hash it" for name in ("$Shadow", "$Deleted")
+    ]
+    assert len(said.output.splitlines()) == sum(path.is_file() for path in (tmp_path / "out").rglob("*"))
+    said = run_imagefs("timeline", "--deleted", shadowed_image)  # which has what was deleted
+    assert said.errors == "imagefs: disk0/p1/$Shadow is left out; name it to see its times\n"
+    assert b"$Shadow" not in said.output
+    said = run_imagefs("hash", shadowed_image, f"disk0/p1/$Shadow/{NAMES[1]}/syslog.gz")
+    assert not said.errors
+    assert said.output.split()[0].decode() == expected_shadows[1]["syslog.gz"][1]
+
+
 def workers(numbers: list[int]) -> set[Path]:
     """Return the folders in /proc of the workers that some processes have started."""
     found = set()
