@@ -43,9 +43,9 @@ from mounters.translation import (
     Handles,
     InodeNumbers,
     attribute_names,
-    is_systems_own,
     open_checked,
     read_checked,
+    systems_own,
 )
 from mounters.tree import Attributes, NodeType, Tree
 
@@ -161,8 +161,9 @@ class Operations:
     def _getxattr(self, inode: int, request: bytes) -> bytes:
         size, _ = GETXATTR_IN.unpack_from(request, _BODY)
         name = c_string(request, _BODY + GETXATTR_IN.size)
-        if is_systems_own(name):
-            raise _Failure(errno.ENODATA)
+        refused = systems_own(name)
+        if refused is not None:
+            raise _Failure(refused)
         return _sized(self._tree.extended_attribute(inode, os.fsdecode(name)), size)
 
     def _listxattr(self, inode: int, request: bytes) -> bytes:

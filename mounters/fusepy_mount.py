@@ -33,14 +33,14 @@ from mounters.translation import (
     attribute_names,
     checked,
     clipped,
-    is_systems_own,
     kernel_name,
     open_checked,
     stat_blocks,
     stat_mode,
+    systems_own,
     type_bits,
 )
-from mounters.tree import Entry, Handle, Tree, no_such_attribute
+from mounters.tree import Entry, Handle, Tree
 
 log = logging.getLogger(__name__)
 
@@ -250,8 +250,9 @@ class Operations(mfusepy.Operations):  # type: ignore[misc,name-defined]
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
         """Return the value of an extended attribute."""
         with _errors(f"getxattr {name!r} of", path):
-            if is_systems_own(os.fsencode(name)):  # without looking for the path
-                raise no_such_attribute(name)
+            refused = systems_own(os.fsencode(name))  # without looking for the path
+            if refused is not None:
+                raise OSError(refused, os.strerror(refused), name)
             return self._tree.extended_attribute(self._resolve(path), name)
 
     def statfs(self, path: str) -> dict[str, int]:

@@ -26,12 +26,12 @@ from mounters.translation import (
     attribute_names,
     checked,
     clipped,
-    is_systems_own,
     kernel_name,
     open_checked,
     read_checked,
     stat_blocks,
     stat_mode,
+    systems_own,
 )
 from mounters.tree import Attributes, Entry, Tree
 
@@ -187,8 +187,9 @@ class Operations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """Return the value of an extended attribute."""
-        if is_systems_own(name):
-            raise pyfuse3.FUSEError(errno.ENODATA)
+        refused = systems_own(name)
+        if refused is not None:
+            raise pyfuse3.FUSEError(refused)
         number = self._inodes.tree(inode)
         return await self._in_thread(
             f"getxattr {name!r} of", number, self._tree.extended_attribute, number, os.fsdecode(name)

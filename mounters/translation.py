@@ -1,5 +1,6 @@
 """What every mounter needs between the Tree contract and a kernel: inode numbers, modes, names, reads."""
 
+import errno
 import logging
 import os
 import stat
@@ -21,9 +22,17 @@ LONGEST_ATTRIBUTE_NAME = 255  # bytes, XATTR_NAME_MAX of linux/limits.h
 FOREVER = 86400 * 365  # seconds; a tree never changes while it is mounted
 
 # What systems and ``ls -l`` ask for with every node, to enforce it: never shown, answered without the tree.
-_SYSTEMS_OWN = frozenset(
-    b"security." + name for name in (b"capability", b"evm", b"ima", b"selinux", b"SMACK64", b"apparmor")
-) | {b"system.posix_acl_access", b"system.posix_acl_default"}
+# Who is told that there is no support for labels and lists of access asks no more, as ``ls`` does.
+_SYSTEMS_OWN = {
+    b"security.selinux": errno.EOPNOTSUPP,
+    b"system.posix_acl_access": errno.EOPNOTSUPP,
+    b"system.posix_acl_default": errno.EOPNOTSUPP,
+    b"security.capability": errno.ENODATA,
+    b"security.evm": errno.ENODATA,
+    b"security.ima": errno.ENODATA,
+    b"security.SMACK64": errno.ENODATA,
+    b"security.apparmor": errno.ENODATA,
+}
 
 _TYPE_BITS = {
     NodeType.FILE: stat.S_IFREG,
@@ -183,6 +192,6 @@ def attribute_names(tree: Tree, inode: int) -> list[bytes]:
     return shown
 
 
-def is_systems_own(name: bytes) -> bool:
-    """Whether an extended attribute is one that systems look for by themselves; a mount shows none."""
-    return name in _SYSTEMS_OWN
+def systems_own(name: bytes) -> int | None:
+    """Return the errno for an extended attribute that systems look for by themselves; None for another."""
+    return _SYSTEMS_OWN.get(name)
