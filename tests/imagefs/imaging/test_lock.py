@@ -213,7 +213,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_and_a_second_run(tmp_path: Path, number: signal.Signals) -> None:
     disk, target = noise_disk(tmp_path / "source", (12 * MIB,)), tmp_path / "target"
-    with running(disk.path, target, "--rate-limit", "1M") as process:
+    with running(disk.path, target, "--rate-limit", "256K") as process:
         wait_for(target, "*.unfinished/data-0")
         if number == signal.SIGINT:
             for second in ((disk.path, target), ("--resume", target), ("--discard", target)):
