@@ -179,11 +179,12 @@ class Links:
     def _directory_in(self, inode: int, name: str) -> tuple[str, int | None]:
         """Return a name as it is stored, and its inode number where it is a real directory's.
 
-        A name that is not there, or not to be found for damage, stays as it is.
+        A name that is not there, or not to be found for damage, stays as it is; so does one for which the
+        volume's own upper case has found another that would lead elsewhere, such as "../x".
         """
         try:
             stored = self._directories.stored(inode, name)
-            if stored is None:
+            if stored is None or not _can_be(stored[0]):
                 return name, None
             record = self._mft.record(stored[1] & REFERENCE_MASK)
             is_real = (
@@ -244,6 +245,11 @@ def _names(attributes: Sequence[Attribute]) -> list[tuple[int, str]]:
         and len(value) >= 66 + 2 * value[64]
         and value[65] != DOS_NAME
     ]
+
+
+def _can_be(name: str) -> bool:
+    """Tell whether a stored name can be a part of a link's target."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _same_depth(chains: list[list[_Place]]) -> bool:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from fixtures.tools import MissingToolError, fuse_mount, run
+from fixtures.volumes import ntfs_reparse
 from formats.blockreader import BytesReader
 from formats.errors import DamagedError
 from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.filesystems.ntfs import NtfsFileSystem
 from imagefs.filesystems.ntfs.layout import parse_children
+from imagefs.filesystems.upcase import UpCase
 
 CLUSTER = 1024  # of the volumes built here, and the size of their records
 TIMES = struct.pack("<QQQQI", *[116_444_736_000_000_000 + 10_000_000 * n for n in range(4)], 0x20) + bytes(12)
@@ -64,6 +67,11 @@ def name_entry(number: int, name: str, sequence: int = 1) -> bytes:
     length = (16 + len(key) + 7) // 8 * 8
     head = struct.pack("<QHHI", number | sequence << 48, length, len(key), 0)
     return (head + key).ljust(length, b"\0")
+
+
+def name_value(name: str) -> bytes:
+    """Return a $FILE_NAME of a file in the root."""
+    return struct.pack("<Q", 5 | 1 << 48) + bytes(56) + bytes([len(name), 1]) + name.encode("utf-16-le")
 
 
 def index_root(entries: bytes) -> bytes:
@@ -157,6 +165,39 @@ def test_data_that_is_there_twice() -> None:
     for call in (lambda: volume.streams(28), lambda: volume.open_stream(28, "s")):
         with pytest.raises(DamagedError, match="there twice"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("target", "stored", "shown"),
+    [
+        ("..\u2215..\u2215etc", "../../etc", "..\u2215..\u2215etc"),
+        ("\u2024\u2024\\etc", "..", "\u2024\u2024/etc"),
+        ("a\u2215b", "A\0B", "a\u2215b"),
+        ("sOuND", "sound", "sound"),
+    ],
+)
+def test_names_of_a_hostile_upper_case_are_no_part_of_links(target: str, stored: str, shown: str) -> None:
+    """A volume may say that a letter's capital is "/": what is stored under such a name leads nowhere."""
+    data = build()
+    standard = attribute(0x10, 0, TIMES)
+
+    def put(number: int, content: bytes) -> None:
+        start = (10 + 7 * number) * CLUSTER
+        data[start : start + CLUSTER] = content
+
+    names = name_entry(28, stored) + name_entry(25, "zzz")
+    root = [standard, attribute(0x30, 2, name_value(".")), attribute(0x90, 1, index_root(names), "$I30")]
+    put(5, record(root, flags=3))
+    point = ntfs_reparse(0xA000000C, target, target, True)
+    put(25, record([standard, attribute(0x30, 1, name_value("zzz")), attribute(0xC0, 2, point)]))
+    volume = opened(data)
+    assert isinstance(volume, NtfsFileSystem)
+    table = [chr(unit) for unit in range(1 << 16)]
+    table[97:123] = table[65:91]
+    table[0x2215], table[0x2024] = "\0" if "\0" in stored else "/", "."
+    upcase = UpCase("".join(table))
+    volume._directories.upcase = lambda: upcase  # type: ignore[method-assign]
+    assert volume.read_link(25) == shown
 
 
 @pytest.mark.parametrize(
