@@ -38,7 +38,7 @@ from imagefs.filesystems.ntfs.layout import (
     Record,
     parse_boot,
 )
-from imagefs.filesystems.ntfs.links import Links, Names
+from imagefs.filesystems.ntfs.links import Links, Names, directories_of
 from imagefs.filesystems.ntfs.listing import Listing
 from imagefs.filesystems.ntfs.mft import MasterFileTable, check_extents, find
 from imagefs.filesystems.ntfs.nodes import RecordNodes, of_stream
@@ -87,6 +87,7 @@ class NtfsFileSystem(FileSystem):
         boot = parse_boot(reader.read_at(0, 512))
         self.block_size = boot.cluster_size
         self._nodes: LeastRecentlyUsed[int, tuple[int, Attributes]] = LeastRecentlyUsed(NODES_KEPT)
+        self._places: LeastRecentlyUsed[int, frozenset[int]] = LeastRecentlyUsed(NODES_KEPT)
         self._numbers = NodeNumbers()
         self._mft = self._table(reader, boot)
         security = Security(self._mft, self.block_size)
@@ -128,10 +129,12 @@ class NtfsFileSystem(FileSystem):
             entry, reference = entries[position], references[position]
             try:
                 sequence, node = quick_node(raw, entry.inode, self._owners) or self._node(entry.inode)
+                wrong = self._what_is_wrong(inode, reference, sequence, node)
             except FormatError:
                 continue
-            if sequence != reference >> 48:
-                found[position] = self._stale(entry, reference), None
+            if wrong:
+                made = StaleNode(reference & REFERENCE_MASK, wrong)
+                found[position] = entry._replace(inode=self._numbers.number(made)), None
             elif node.type is entry.type:
                 found[position] = entry, node
             else:
@@ -151,7 +154,7 @@ class NtfsFileSystem(FileSystem):
         """Return the inode number of a name, compared exactly or else without regard to case."""
         self._check_directory(inode)
         reference = self._directories.reference(inode, name)
-        return None if reference is None else self._referenced(name, reference).inode
+        return None if reference is None else self._referenced(inode, name, reference).inode
 
     def read_link(self, inode: int) -> str:
         """Return the target of a symbolic link, junction or mount point."""
@@ -232,6 +235,7 @@ class NtfsFileSystem(FileSystem):
         """Forget the caches."""
         self._directories.clear()
         self._nodes.clear()
+        self._places.clear()
         self._mft.chunks.clear()
 
     # nodes
@@ -242,7 +246,7 @@ class NtfsFileSystem(FileSystem):
         if known is None:
             made = self._numbers.node(inode)
             if isinstance(made, StaleNode):
-                raise DamagedError(f"file record {made.reference & REFERENCE_MASK} has become another file's")
+                raise DamagedError(f"file record {made.record} {made.wrong}")
             if made is not None:
                 sequence, host = self._node(made.record)
                 known = sequence, of_stream(inode, host, self._described(made))
@@ -252,12 +256,30 @@ class NtfsFileSystem(FileSystem):
             self._nodes.put(inode, known)
         return known
 
-    def _referenced(self, name: str, reference: int) -> Attributes:
+    def _referenced(self, directory: int, name: str, reference: int) -> Attributes:
         """Return the attributes of what a directory entry refers to."""
         sequence, attributes = self._node(reference & REFERENCE_MASK)
-        if sequence != reference >> 48:
-            raise DamagedError(f"{name}: its file record {attributes.inode} has become another file's")
+        wrong = self._what_is_wrong(directory, reference, sequence, attributes)
+        if wrong:
+            raise DamagedError(f"{name}: its file record {attributes.inode} {wrong}")
         return attributes
+
+    def _what_is_wrong(self, directory: int, reference: int, sequence: int, node: Attributes) -> str:
+        """Return why what an entry of a directory refers to is not what it stands for, "" where it is.
+
+        A directory or a link has to be where its own record says: a link's target is told from there, and
+        would lead out of the volume from elsewhere.
+        """
+        if sequence != reference >> 48:
+            return "has become another file's"
+        if node.type in (NodeType.DIRECTORY, NodeType.LINK):
+            known = self._places.get(node.inode)
+            if known is None:
+                known = directories_of(self._mft.attributes(self._mft.record(node.inode)))
+                self._places.put(node.inode, known)
+            if directory not in known or (node.type is NodeType.DIRECTORY and len(known) > 1):
+                return "says that it lies elsewhere"
+        return ""
 
     # streams
 
@@ -318,10 +340,6 @@ class NtfsFileSystem(FileSystem):
             return []
         self._node(inode)  # which raises what is wrong with it
         return self._mft.attributes(self._mft.record(inode))
-
-    def _stale(self, entry: Entry, reference: int) -> Entry:
-        """Return an entry for an earlier use of a file record, with a number of its own."""
-        return entry._replace(inode=self._numbers.number(StaleNode(reference)))
 
     # directories
 

@@ -227,8 +227,8 @@ class Links:
             ):
                 raise DamagedError(f"{what}: the directory that it is in, {number}, has become another file")
             names = _names(self._mft.attributes(record))
-            if not names:
-                raise DamagedError(f"directory {number}: it has no name")
+            if len({parent for parent, _ in names}) != 1:
+                raise DamagedError(f"directory {number}: it has no name, or several places")
             known = _Place(number, names[0][1]), names[0][0]
             self._parents.put(reference, known)
         return known
@@ -250,6 +250,11 @@ def _names(attributes: Sequence[Attribute]) -> list[tuple[int, str]]:
 def _can_be(name: str) -> bool:
     """Tell whether a stored name can be a part of a link's target."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def directories_of(attributes: Sequence[Attribute]) -> frozenset[int]:
+    """Return the numbers of the directories that a file's names say it lies in."""
+    return frozenset(parent & REFERENCE_MASK for parent, _ in _names(attributes))
 
 
 def _same_depth(chains: list[list[_Place]]) -> bool:

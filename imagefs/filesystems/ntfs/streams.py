@@ -22,9 +22,10 @@ class StreamNode(NamedTuple):
 
 
 class StaleNode(NamedTuple):
-    """What a directory entry stands for whose file record has become another file's."""
+    """What a directory entry stands for whose file record is another's, or lies elsewhere."""
 
-    reference: int
+    record: int
+    wrong: str  # with it
 
 
 class NodeNumbers:

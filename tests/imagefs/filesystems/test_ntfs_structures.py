@@ -69,9 +69,11 @@ def name_entry(number: int, name: str, sequence: int = 1) -> bytes:
     return (head + key).ljust(length, b"\0")
 
 
-def name_value(name: str) -> bytes:
-    """Return a $FILE_NAME of a file in the root."""
-    return struct.pack("<Q", 5 | 1 << 48) + bytes(56) + bytes([len(name), 1]) + name.encode("utf-16-le")
+def name_value(name: str, directory: int = 5) -> bytes:
+    """Return a $FILE_NAME of a file in a directory, by its number."""
+    return (
+        struct.pack("<Q", directory | 1 << 48) + bytes(56) + bytes([len(name), 1]) + name.encode("utf-16-le")
+    )
 
 
 def index_root(entries: bytes) -> bytes:
@@ -198,6 +200,44 @@ def test_names_of_a_hostile_upper_case_are_no_part_of_links(target: str, stored:
     upcase = UpCase("".join(table))
     volume._directories.upcase = lambda: upcase  # type: ignore[method-assign]
     assert volume.read_link(25) == shown
+
+
+@pytest.mark.parametrize("listed_too", [22, 25])
+@pytest.mark.parametrize("also_in_root", [False, True])
+def test_what_lies_elsewhere_is_damage(listed_too: int, *, also_in_root: bool) -> None:
+    """The root lists a link, or a directory, three levels up from where its record says that it lies."""
+    data = build()
+    standard = attribute(0x10, 0, TIMES)
+
+    def put(number: int, names: list[bytes], last: bytes, flags: int = 1) -> None:
+        values = [attribute(0x30, 1 + at, name) for at, name in enumerate(names)]
+        start = (10 + 7 * number) * CLUSTER
+        data[start : start + CLUSTER] = record([standard, *values, last], flags=flags)
+
+    def listing(*entries: bytes) -> bytes:
+        return attribute(0x90, 9, index_root(b"".join(entries)), "$I30")
+
+    second = [name_value("too")] if also_in_root and listed_too == 22 else []
+    put(5, [name_value(".")], listing(name_entry(20, "a"), name_entry(listed_too, "too")), flags=3)
+    put(20, [name_value("a")], listing(name_entry(21, "b")), flags=3)
+    put(21, [name_value("b", 20)], listing(name_entry(22, "c")), flags=3)
+    put(22, [name_value("c", 21), *second], listing(name_entry(25, "link")), flags=3)
+    point = ntfs_reparse(0xA000000C, "..\\..\\..\\etc", "", True)
+    put(25, [name_value("link", 22)], attribute(0xC0, 9, point))
+    volume = opened(data)
+    with pytest.raises(DamagedError, match=r"too: its file record .* lies elsewhere"):
+        volume.lookup(volume.root, "too")
+    found = {entry.name: (entry.inode, known) for entry, known in volume.entries_with_attributes(volume.root)}
+    inode, known = found["too"]
+    assert (known, found["a"][1]) == (None, volume.attributes(20))
+    with pytest.raises(DamagedError, match="lies elsewhere"):
+        volume.attributes(inode)
+    inside = volume.lookup(volume.lookup(volume.root, "a"), "b")
+    if not second:
+        assert volume.read_link(volume.lookup(volume.lookup(inside, "c"), "link")) == "../../../etc"
+    else:
+        with pytest.raises(DamagedError, match="lies elsewhere"):
+            volume.lookup(inside, "c")
 
 
 @pytest.mark.parametrize(
