@@ -101,4 +101,6 @@ def _open_wof(
         raise DamagedError(
             f"{what} is compressed by Windows (WOF, reparse tag 0x80000017), but has no {missing}"
         )
+    if data[0].flags & ENCRYPTED:
+        raise DamagedError(f"{what} is said to be compressed by Windows (WOF) and encrypted, which can't be")
     return WofReader(open_attribute(mft, stream, what, options), data[0].size, algorithm, what)

@@ -25,7 +25,10 @@ from fixtures.tools import MissingToolError
 from formats import unpacking
 from formats.blockreader import BlockReader, BytesReader, Extent, FileReader
 from formats.errors import DamagedError, FormatError, UnsupportedError
-from imagefs.filesystems import FileSystem, open_file_system
+from imagefs.filesystems import FileSystem, VolumeOptions, open_file_system
+from imagefs.filesystems.ntfs import NtfsFileSystem
+from imagefs.filesystems.ntfs.data import open_file
+from imagefs.filesystems.ntfs.layout import ENCRYPTED
 from imagefs.filesystems.ntfs.wof import WofReader, parse_wof
 from imagefs.readahead import ReadAheadHandle
 from tests.conftest import missing
@@ -167,6 +170,20 @@ def test_what_can_t_be_opened(volume: FileSystem, name: str, error: type[FormatE
     with pytest.raises(error, match=says) as caught:
         volume.open(inode)
     assert str(inode) in str(caught.value)
+
+
+@pytest.mark.parametrize("raw_efs", [False, True])
+def test_compressed_and_encrypted(volume: FileSystem, *, raw_efs: bool) -> None:
+    assert isinstance(volume, NtfsFileSystem)
+    attributes = volume._mft.attributes(volume._mft.record(resolve(volume, "odd/cut off")))
+    encrypted = [
+        item._replace(flags=item.flags | ENCRYPTED) if (item.type, item.name) == (0x80, "") else item
+        for item in attributes
+    ]
+    options = VolumeOptions(raw_efs=raw_efs)
+    assert open_file(volume._mft, attributes, "f", options).size == len(ODD)
+    with pytest.raises(DamagedError, match="and encrypted"):
+        open_file(volume._mft, encrypted, "f", options)
 
 
 def test_what_is_cut_off_reads_up_to_there(volume: FileSystem) -> None:
