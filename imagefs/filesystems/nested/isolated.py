@@ -30,7 +30,7 @@ if sys.platform == "linux":
 
 MEMORY = 2 << 30  # bytes of address space, above what the started process has
 PATIENCE = 30.0  # seconds without a word of the worker
-LONGEST = 300.0  # seconds of the worker's own time for one answer
+LONGEST = 300.0  # seconds of the worker's own time for one answer; keys are tried without a word
 _NEED_LIMIT = 1 << 24  # bytes that are asked for at once
 _JSON_LIMIT = 1 << 24
 _STEP = 1 << 20  # bytes of a volume that are read at once
@@ -62,16 +62,16 @@ class Isolated:
             "memory": MEMORY,
         }
         try:
-            self.told = self._told(json.dumps(asked).encode())
+            self.told = self._told(json.dumps(asked).encode(), LONGEST if keys else PATIENCE)
         except BaseException:
             self.close()
             raise
 
-    def _told(self, asked: bytes) -> dict[str, Any]:
-        answer = self._request(worker.OPEN, asked, JSON, _JSON_LIMIT)
+    def _told(self, asked: bytes, patience: float) -> dict[str, Any]:
+        answer = self._request(worker.OPEN, asked, JSON, _JSON_LIMIT, patience)
         try:
-            told = json.loads(answer)
-        except ValueError:
+            told = json.loads(answer, parse_float=int, parse_constant=int)  # which take neither
+        except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):
             raise self._broken("the library that reads it answered nonsense")
@@ -79,7 +79,7 @@ class Isolated:
 
     def read(self, item: int, offset: int, length: int) -> bytes:
         """Return exactly these bytes of an item; raises DamagedError, and what the readers raise."""
-        data = self._request(worker.ASK, READ.pack(item, offset, length), DATA, length)
+        data = self._request(worker.ASK, READ.pack(item, offset, length), DATA, length, PATIENCE)
         if len(data) != length:
             raise DamagedError(f"{self.name}: {len(data)} of {length} bytes could be read at {offset}")
         return data
@@ -93,12 +93,12 @@ class Isolated:
             self._end()
             self._readers = []
 
-    def _request(self, kind: int, message: bytes, expected: int, limit: int) -> bytes:
+    def _request(self, kind: int, message: bytes, expected: int, limit: int, patience: float) -> bytes:
         with self._lock:
             if self._problem is not None:
                 raise self._problem.with_traceback(None)
             try:
-                answer, data = self._answer(kind, message, limit)
+                answer, data = self._answer(kind, message, limit, patience)
             except BaseException:  # also Control-C: what the worker says yet would answer the next request
                 self._broken("reading it was interrupted")
                 raise
@@ -114,14 +114,14 @@ class Isolated:
                 raise self._broken("the library that reads it answered nonsense")
             return data
 
-    def _answer(self, kind: int, message: bytes, limit: int) -> tuple[int, bytes]:
+    def _answer(self, kind: int, message: bytes, limit: int, patience: float) -> tuple[int, bytes]:
         """Ask for something, serve what the worker needs for it, and return its answer."""
         self._failure = None
         self._send(kind, message)
         left = LONGEST
         while True:
             started = time.monotonic()
-            answer, data = self._receive(min(PATIENCE, left), max(limit, 4096))
+            answer, data = self._receive(min(patience, left), max(limit, 4096))
             left -= time.monotonic() - started
             if answer != NEED:
                 return answer, data
@@ -176,7 +176,7 @@ class Isolated:
                 ready.register(pipe, selectors.EVENT_READ)
                 while len(received) < length:
                     if not ready.select(max(0.0, deadline - time.monotonic())):
-                        raise self._broken(f"the library that reads it has not gone on for {PATIENCE:.0f} s")
+                        raise self._broken("the library that reads it has not gone on in time")
                     piece = pipe.read(max(length - len(received), 1 << 16))
                     if piece == b"":
                         raise self._broken("the library that reads it ended unexpectedly")

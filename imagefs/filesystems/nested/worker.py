@@ -29,7 +29,7 @@ OPEN, ASK, NEED, DATA, FAILED, JSON, ERROR = b"ORNDFJE"
 _CHUNK = 1 << 17  # bytes of a file that are asked for at once
 _CHUNKS = 32  # kept
 _BAD_CHUNKS = 4096  # remembered: only exactly what is needed is asked for in them
-_OWN_LIMIT = 120  # seconds of one step, when nobody is there any more who would end it
+_OWN_LIMIT = 300  # seconds of one step, when nobody is there any more who would end it
 
 
 class Channel:
