@@ -508,9 +508,9 @@ class ImageTree(Tree):
 
     def close(self) -> None:
         """Release the file systems, and end the processes that read volumes inside volumes."""
-        for volume in self._volumes.values():
+        for volume in list(self._volumes.values()):  # others may still be adding to them
             volume.close()
-        for nested in self._nested:
+        for nested in list(self._nested):
             nested.close()
 
     def _volume(self, volume: int) -> FileSystem:

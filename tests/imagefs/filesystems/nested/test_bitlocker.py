@@ -134,6 +134,29 @@ def test_the_tree_with_a_key(built: BuiltBitLocker, image: Path) -> None:
         assert whole.read_at(0, whole.size) == built.plain
 
 
+def test_deleted_files_inside(tmp_path: Path) -> None:
+    """What is free inside is not free outside: an image of used blocks has it."""
+    content = noise(5, 0, 300_000)
+    path = make_ntfs(tmp_path / "plain", 8 << 20, "inner")
+    with mounted_ntfs(path) as root:
+        (root / "kept").write_bytes(b"kept")
+        (root / "gone.bin").write_bytes(content)
+    with mounted_ntfs(path) as root:
+        (root / "gone.bin").unlink()
+    volume = write_bitlocker(tmp_path / "volume", path.read_bytes())
+    done = run_imagefs("backup", volume.path, tmp_path / "set")
+    assert done.code == 0, done.errors
+    (image,) = (tmp_path / "set").glob("*.mrimgx")
+    (tmp_path / "key").write_bytes(volume.startup_key)
+    key = ("--volume-key", tmp_path / "key")
+    listed = run_imagefs("ls", "--deleted", *key, image, "disk0/p1/$Deleted")
+    assert listed.code == 0, listed.errors
+    assert b"whole" in listed.output
+    said = run_imagefs("cat", "--deleted", *key, image, "disk0/p1/$Deleted/gone.bin")
+    assert said.output == content
+    assert b"$Deleted" not in run_imagefs("ls", *key, image, "disk0/p1").output
+
+
 def check_files(tree: ImageTree) -> None:
     import hashlib
 
