@@ -89,8 +89,13 @@ class MasterFileTable:
         """Return a file record; the last one is kept, for those who ask again and again."""
         known = self._last
         if known is None or known.number != number:
-            known = self._last = parse_record(self.raw_record(number), number)
+            known = self.parsed(self.raw_record(number), number)
         return known
+
+    def parsed(self, raw: bytes, number: int) -> Record:
+        """Return a file record that was read; it is kept as the last one."""
+        self._last = record = parse_record(raw, number)
+        return record
 
     def attributes(self, record: Record) -> list[Attribute]:
         """Return a record's attributes; where it has a list of them, all that the list names."""

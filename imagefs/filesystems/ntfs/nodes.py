@@ -19,7 +19,6 @@ from imagefs.filesystems.ntfs.layout import (
     AttributeType,
     Record,
     data_size,
-    parse_record,
     unix_nanoseconds,
 )
 from imagefs.filesystems.ntfs.links import Links, ShownLink
@@ -55,7 +54,7 @@ class RecordNodes:
 
         Raises DamagedError where it is no file's, or contradicts itself.
         """
-        return quick_node(raw, number, self._owners) or self._of_record(parse_record(raw, number))
+        return quick_node(raw, number, self._owners) or self._of_record(self._mft.parsed(raw, number))
 
     def _of_record(self, record: Record) -> tuple[int, Attributes]:
         what = f"file record {record.number}"

@@ -4,12 +4,13 @@ import struct
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from formats.errors import DamagedError
+from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.names import decode_name
 from mounters.tree import NodeType
 
 INTX_LINK = b"IntxLNK\x01"  # then the target in UTF-16; in a file with the "system" attribute
 INTX_DEVICES = (b"IntxCHR\x00", b"IntxBLK\x00")
+_WSL_VERSION = b"\2\0\0\0"  # as ntfs-3g knows them: the target follows, in UTF-8
 INTX_LIMIT = 8 + 2 * 4096  # bytes; longer files are no links
 
 
@@ -85,6 +86,8 @@ def parse_link(data: bytes, what: str) -> StoredLink:
     if length > len(data) - 8:
         raise DamagedError(f"{what}: a reparse point of {len(data)} bytes that says {length}")
     if tag == ReparseTag.LX_SYMLINK:
+        if length >= 4 and data[8:12] != _WSL_VERSION:
+            raise UnsupportedError(f"{what}: a link of WSL in version {int.from_bytes(data[8:12], 'little')}")
         target = data[12 : 8 + length].decode("utf-8", "surrogateescape")
         return _sound(StoredLink(LinkKind.POSIX, target, target), what)
     has_flags = tag == ReparseTag.SYMLINK
