@@ -3,16 +3,16 @@
 import hashlib
 import lzma
 import os
-import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from fixtures.tools import MissingToolError
+from tests.running import Ran, run_afresh, run_imagefs
+
+__all__ = ["Ran", "run_afresh", "run_imagefs"]
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 IN_CI = os.environ.get("CI", "") not in ("", "false", "0")
@@ -67,37 +67,6 @@ def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def delta_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a real delta incremental of uncompressed blocks, whose base is missing."""
     return unpacked(DELTA, tmp_path_factory.mktemp("delta"))
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    output: bytes
-    errors: str
-
-    @property
-    def text(self) -> str:
-        return self.output.decode()
-
-
-def run_imagefs(
-    *arguments: str | Path, stdin: bytes = b"", password: str | None = None, timeout: float = 120
-) -> Ran:
-    """Run the command line as a user would."""
-    environment = {key: value for key, value in os.environ.items() if key != "IMAGEFS_PASSWORD"}
-    if password is not None:
-        environment["IMAGEFS_PASSWORD"] = password
-    done = subprocess.run(
-        [sys.executable, "-m", "imagefs", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-        env=environment,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import pytest
 
 from fixtures.tools import find_tool, fuse_mount, run
 from fixtures.volumes import loop_device
-from tests.conftest import missing, mounted, run_imagefs
+from tests.conftest import missing, mounted, run_afresh
 
 README = b"This is a demonstration of a Macrium X image file restored using img_to_vhdx.exe"
 
 
 def test_info(full_sample: Path) -> None:
-    done = run_imagefs("info", "--json", full_sample)
+    done = run_afresh("info", "--json", full_sample)
     assert done.code == 0
     document = json.loads(done.output)
     assert document["image_id"] == "2394E9AA621DDC3A"
@@ -29,40 +29,40 @@ def test_info(full_sample: Path) -> None:
     wanted = {"name": "p1", "file_system": "NTFS", "label": "Demo", "offset": 16777216}
     assert {key: part[key] for key in wanted} == wanted
     assert (part["stored_blocks"], part["block_count"], part["block_size"]) == (1608, 1965792, 65536)
-    assert "2394E9AA621DDC3A" in run_imagefs("info", full_sample).text
+    assert "2394E9AA621DDC3A" in run_afresh("info", full_sample).text
 
 
 def test_cat_and_ls_and_cp(full_sample: Path, tmp_path: Path) -> None:
-    assert run_imagefs("cat", full_sample, "disk4/p1/readme.txt").output == README
-    listed = json.loads(run_imagefs("ls", "--json", full_sample, "disk4/p1").output)["entries"]
+    assert run_afresh("cat", full_sample, "disk4/p1/readme.txt").output == README
+    listed = json.loads(run_afresh("ls", "--json", full_sample, "disk4/p1").output)["entries"]
     readme = next(entry for entry in listed if entry["name"] == "readme.txt")
     assert (readme["type"], readme["size"]) == ("file", 80)
-    assert run_imagefs("cp", full_sample, "disk4/p1/readme.txt", tmp_path).code == 0
+    assert run_afresh("cp", full_sample, "disk4/p1/readme.txt", tmp_path).code == 0
     copy = tmp_path / "readme.txt"
     assert copy.read_bytes() == README
     # That the time is right is compared with ntfs-3g below; here, that it is kept whole.
     seconds, nanoseconds = divmod(copy.stat().st_mtime_ns, 1_000_000_000)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     assert readme["modified"] == f"{text}.{nanoseconds // 100:07}Z"
-    again = run_imagefs("cp", full_sample, "disk4/p1/readme.txt", tmp_path)
+    again = run_afresh("cp", full_sample, "disk4/p1/readme.txt", tmp_path)
     assert again.code == 7
     assert "readme.txt" in again.errors
 
 
 def test_verify(full_sample: Path) -> None:
-    document = json.loads(run_imagefs("verify", "--json", full_sample).output)
+    document = json.loads(run_afresh("verify", "--json", full_sample).output)
     assert (document["ok"], document["blocks_checked"], document["bad"]) == (True, 1608, [])
 
 
 def test_a_missing_base(delta_sample: Path, tmp_path: Path) -> None:
-    info = run_imagefs("info", "--json", delta_sample)
+    info = run_afresh("info", "--json", delta_sample)
     assert info.code == 0
     document = json.loads(info.output)
     assert (document["complete"], document["missing_files"]) == (False, [0])
     assert document["disks"][0]["partitions"][0]["label"] == "New Volume"
     for command in (["ls"], ["verify"], ["cat"], ["mount"]):
         rest = {"cat": ["disk3.raw"], "mount": [str(tmp_path)]}.get(command[0], [])
-        done = run_imagefs(*command, delta_sample, *rest)
+        done = run_afresh(*command, delta_sample, *rest)
         assert done.code == 4, command
         assert "file number 0" in done.errors
         assert str(delta_sample.parent) in done.errors

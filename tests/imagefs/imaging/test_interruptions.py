@@ -23,7 +23,7 @@ from tests.imagefs.imaging.sources_of_noise import (
     restored,
     unfinished_in,
 )
-from tests.imagefs.imaging.warm import Warm, warm_process
+from tests.warm import Warm, warm_process
 
 QUICK_KEY = BackupOptions(key_iterations=1000)
 

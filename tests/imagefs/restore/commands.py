@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.conftest import Ran
-from tests.imagefs.imaging.warm import Warm
+from tests.warm import Warm
 
 started: list[Warm] = []  # one at most: the session's
 

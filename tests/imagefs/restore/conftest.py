@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.imagefs.imaging.warm import Warm, warm_process
 from tests.imagefs.restore import commands
 from tests.imagefs.restore.chains import Chain, Saved, make_chain, small_gpt, small_mbr
+from tests.warm import Warm, warm_process
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,10 @@ from imagefs.restore.options import RestoreOptions
 from imagefs.restore.target import Target
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.attached import attached, mounted_on, need_root
-from tests.imagefs.imaging.warm import Warm
 from tests.imagefs.restore.chains import Saved
 from tests.imagefs.restore.held import bytes_of, check_same, check_tables, without_free
 from tests.imagefs.restore.places import digest
+from tests.warm import Warm
 
 TRIES = 20
 

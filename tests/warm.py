@@ -7,12 +7,14 @@ import gc
 import itertools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -41,19 +43,41 @@ class Warm:
         With ``after`` seconds it gets a signal, counted from when an unfinished run is in the folder
         ``begun``; with ``die_at`` it kills itself at that step of the finish.
         """
+        environment = {key: value for key, value in os.environ.items() if key != "IMAGEFS_PASSWORD"}
+        if password is not None:
+            environment["IMAGEFS_PASSWORD"] = password
         order = {
             "arguments": [str(each) for each in arguments],
-            "password": password,
+            "environment": environment,
             "die_at": die_at,
             "after": after,
             "begun": str(begun or ""),
             "number": number,
-            "log": str(self._log),
         }
+        return self._order(order, (os.devnull, str(self._log), str(self._log)))
+
+    def run_with(
+        self, arguments: Sequence[str], environment: Mapping[str, str], stdin: bytes, timeout: float
+    ) -> tuple[int, bytes, bytes]:
+        """Run the command line; return its exit code, and what it wrote to standard output and error.
+
+        Raises subprocess.TimeoutExpired after so many seconds; the starter has ended then.
+        """
+        files = [self._log.with_name(f"{self._log.name}.{name}") for name in ("in", "out", "err")]
+        files[0].write_bytes(stdin)
+        order = {"arguments": [*arguments], "environment": {**environment}}
+        code = self._order(order, [str(file) for file in files], timeout)
+        return code, files[1].read_bytes(), files[2].read_bytes()
+
+    def _order(self, order: dict[str, Any], streams: Sequence[str], timeout: float | None = None) -> int:
+        order = {**order, "streams": streams, "folder": str(Path.cwd())}
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            self._process.kill()
+            raise subprocess.TimeoutExpired(order["arguments"], timeout or 0)
         return int(self._process.stdout.readline())
 
     @property
@@ -65,9 +89,9 @@ class Warm:
 @contextmanager
 def warm_process(log: Path) -> Iterator[Warm]:
     """Start a starter, and end it whatever happens."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.imagefs.imaging.warm"],
+        [sys.executable, "-m", "tests.warm"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -81,8 +105,10 @@ def warm_process(log: Path) -> Iterator[Warm]:
 
 
 def _serve() -> None:
-    from imagefs.cli import main
+    from imagefs.cli import COMMANDS, main
 
+    for command in COMMANDS:
+        import_module(f"imagefs.cli.{command}")
     sys.argv = ["imagefs", "backup", "--discard", "nothing is here"]  # loads what is loaded when it is needed
     with suppress(SystemExit), redirect_stderr(StringIO()):
         main()
@@ -95,14 +121,16 @@ def _serve() -> None:
             try:
                 main()
             except SystemExit as end:
-                sys.stderr.flush()
+                for stream in (sys.stdout, sys.stderr):
+                    with suppress(OSError, ValueError):
+                        stream.flush()
                 os._exit(int(end.code or 0))  # the interpreter's own end takes longer than a run
         print(os.waitstatus_to_exitcode(_ended(pid, order)), flush=True)
 
 
 def _ended(pid: int, order: dict[str, Any]) -> int:
     """Wait for a process; return how it ended."""
-    if order["after"]:
+    if order.get("after"):
         end = 0.0 if order["begun"] else time.monotonic() + order["after"]
         while not end or time.monotonic() < end:
             if not end and any(Path(order["begun"]).glob("*.unfinished/state.json")):
@@ -116,14 +144,18 @@ def _ended(pid: int, order: dict[str, Any]) -> int:
 
 
 def _become(order: dict[str, Any]) -> None:
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for fd, into in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
-        os.dup2(fd, into)
-    os.environ.pop("IMAGEFS_PASSWORD", None)
-    if order["password"] is not None:
-        os.environ["IMAGEFS_PASSWORD"] = order["password"]
+    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    stdin, stdout, stderr = order["streams"]
+    into = os.open(stdout, write, 0o600)
+    for number, fd in enumerate((os.open(stdin, os.O_RDONLY), into)):
+        os.dup2(fd, number)
+    os.dup2(into if stderr == stdout else os.open(stderr, write, 0o600), 2)
+    os.closerange(3, 64)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["folder"])
     sys.argv = ["imagefs", *order["arguments"]]
-    if order["die_at"]:
+    if order.get("die_at"):
         _die_while_finishing(order["die_at"])
 
 
