@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The mount, its build requirements, and the tools that the tests and the demo check imagefs against.
-PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
+PACKAGES := fuse3 gcc python3-dev python3-venv xz-utils util-linux fdisk gdisk \
 	ntfs-3g dosfstools mtools exfatprogs exfat-fuse e2fsprogs btrfs-progs sleuthkit genisoimage parted attr \
 	qemu-utils qemu-system-x86 ovmf libnbd-bin nbd-client gnutls-bin wimtools dislocker cryptsetup-bin lvm2 \
 	hashdeep rsync
-PROBE := fusermount3 pkg-config gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
+PROBE := fusermount3 gcc xz sfdisk sgdisk ntfs-3g mkfs.vfat mcopy mkfs.exfat mount.exfat-fuse \
 	mke2fs mkfs.btrfs fls genisoimage parted setfattr qemu-img qemu-system-x86_64 nbdinfo nbd-client psktool wimlib-imagex \
 	dislocker-metadata cryptsetup lvm hashdeep rsync
 
@@ -35,7 +35,6 @@ setup: packages $(VENV)/.installed
 
 packages:
 	@$(call need,$(PROBE),$(PACKAGES))
-	@ls /usr/include/fuse3/fuse.h >/dev/null 2>&1 || { $(call install,libfuse3-dev); }
 	@ls /usr/share/OVMF/OVMF_CODE_4M.fd >/dev/null 2>&1 || { $(call install,ovmf); }
 
 vm-packages:

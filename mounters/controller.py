@@ -70,9 +70,8 @@ class Mechanism:
 
 MECHANISMS = {  # in the order of preference
     "devfuse": Mechanism("mounters.devfuse_mount", ("linux",), ""),
-    "pyfuse3": Mechanism("mounters.pyfuse3_mount", ("linux",), "pip install 'imagefs[fuse]'"),
     "mfusepy": Mechanism(
-        "mounters.fusepy_mount", ("linux", "darwin", "freebsd"), "pip install 'imagefs[mfusepy]'"
+        "mounters.fusepy_mount", ("linux", "darwin", "freebsd"), "pip install 'imagefs[fuse]'"
     ),
 }
 

@@ -234,7 +234,6 @@ def run(folder: Path, runs: int, *, small: bool) -> None:
     images = {
         "zstd": (files["medium"], "devfuse"),
         "uncompressed": (files["none"], "devfuse"),
-        "zstd, pyfuse3": (files["medium"], "pyfuse3"),
         "zstd, mfusepy": (files["medium"], "mfusepy"),
     }
     compare(folder / "raw.ntfs", images, scale, runs)

@@ -99,7 +99,7 @@ def tree_of(root: Path) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-@pytest.mark.parametrize("mechanism", ["devfuse", "pyfuse3", "mfusepy"])
+@pytest.mark.parametrize("mechanism", ["devfuse", "mfusepy"])
 def test_every_mechanism_mounts_the_folder(full_sample: Path, tmp_path: Path, mechanism: str) -> None:
     with mounted(full_sample.parent, tmp_path / "mnt", "--mechanism", mechanism) as root:
         path = root / "2394E9AA621DDC3A/00-2024-07-10T10.42.16Z-full/disk4/p1/readme.txt"

@@ -18,7 +18,7 @@ from tests.mounters.memory_tree import MemoryTree
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG = 90.0  # seconds until a mount that may be stuck loses its process, which ends every wait for it
-MECHANISMS = ("devfuse", "pyfuse3", "mfusepy")
+MECHANISMS = ("devfuse", "mfusepy")
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_one_mechanism_mounts_twice_in_turn(mechanism: str, tmp_path: Path) -> N
 
 
 def test_a_mechanism_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MountError, match="pyfuse3, mfusepy") as caught:
+    with pytest.raises(MountError, match="devfuse, mfusepy") as caught:
         mount(MemoryTree(), tmp_path, MountOptions(mechanism="winfsp"))
     assert caught.value.exit_code == 2
 
@@ -244,8 +244,8 @@ def test_a_mechanism_that_is_not_there(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("the messages of Linux")
-    monkeypatch.setitem(sys.modules, "mounters.pyfuse3_mount", None)
-    assert "imagefs[fuse]" in mechanisms()["pyfuse3"]
+    monkeypatch.setitem(sys.modules, "mounters.fusepy_mount", None)
+    assert "imagefs[fuse]" in mechanisms()["mfusepy"]
     monkeypatch.setattr(Path, "exists", lambda path: False)
     with pytest.raises(MountError, match="/dev/fuse is missing"):
         serve(MemoryTree(), tmp_path)

@@ -134,7 +134,7 @@ def test_without_fuse_a_copy_is_asked(
 ) -> None:
     volume = volume_at(path_of(built["ext4"]))
     least = smallest_size(volume, scratch)
-    monkeypatch.setattr(exposed_module, "mechanisms", lambda: {"pyfuse3": "not there"})
+    monkeypatch.setattr(exposed_module, "mechanisms", lambda: {"mfusepy": "not there"})
     assert smallest_size(volume, scratch) == least
 
 
