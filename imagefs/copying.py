@@ -16,6 +16,7 @@ from pathlib import Path
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems import GoneError, RecoveryState
+from imagefs.left_out import bytes_left_out
 from imagefs.readahead import ReadAheadHandle
 from imagefs.stream_copies import copy_ntfs_attributes, copy_streams
 from imagefs.tree import ImageTree
@@ -32,13 +33,15 @@ class CopyResult:
     """What a copy did. ``failures`` has a line for each thing that was not copied, or not all of it.
 
     ``left_out`` are paths beside the files of a volume, such as $Deleted, which are copied when they are
-    named; ``deleted`` counts deleted files by what was left of them.
+    named; ``incomplete`` has a line for each file of which the image leaves something out on purpose, as of
+    paging files: zeros in the copy. ``deleted`` counts deleted files by what was left of them.
     """
 
     files: int = 0
     bytes: int = 0
     failures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
     deleted: Counter[RecoveryState] = field(default_factory=Counter)
 
 
@@ -217,6 +220,10 @@ class _Copy:
         if gone:
             reason = f"{RecoveryState.PARTLY}: {gone} of its {reader.size} bytes are gone; the copy has holes"
             self.fail(job.path, GoneError(f"{reason} in their place"))
+        missing = bytes_left_out(reader) if recovery is None else 0
+        if missing:
+            with self._lock:
+                self.result.incomplete.append(f"{job.path}: {missing} of its {reader.size} bytes")
         if job.attributes.inode in self._linked:
             self._made[job.attributes.inode] = _Made(job.target, identity)
 

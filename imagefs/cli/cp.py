@@ -63,6 +63,8 @@ def cp(
         )
     for failure in result.failures:
         say(failure)
+    for line in result.incomplete:
+        say(f"{line} are not in the image; zeros in the copy")
     for path in result.left_out:
         say(f"{path} is left out; name it to copy it")
     if result.deleted:

@@ -295,6 +295,13 @@ def test_paging_files_are_explained(paged: BuiltDisk, tmp_path: Path) -> None:
         for path, file in files.items()
         if file["left_out_bytes"]
     } == wanted
+    done = run_imagefs("cp", image, f"{disk['name']}/p1/pagefile.sys", tmp_path)
+    assert (done.code, (tmp_path / "pagefile.sys").stat().st_size) == (0, 8 * MIB)
+    missing = wanted["pagefile.sys"]
+    assert (
+        f"pagefile.sys: {missing} of its {8 * MIB} bytes are not in the image; zeros in the copy"
+        in done.errors
+    )
     assert files[f"{disk['name']}/p1/pagefile.sys"]["sha256"] == hashlib.sha256(bytes(8 * MIB)).hexdigest()
     for name, seed, size in (("other.bin", 14, 2 * MIB), ("sub/pagefile.sys", 15, 400_000)):
         assert (
