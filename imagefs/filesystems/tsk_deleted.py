@@ -308,20 +308,7 @@ class DeletedFileSystem(FileSystem):
 
 
 def _numbered(known: Attributes, number: int, kind: NodeType) -> Attributes:
-    return Attributes(
-        number,
-        kind,
-        known.size,
-        known.mode,
-        max(1, known.links),
-        known.uid,
-        known.gid,
-        known.modified,
-        known.accessed,
-        known.changed,
-        known.created,
-        known.allocated,
-    )
+    return replace(known, inode=number, type=kind, links=max(1, known.links))
 
 
 def _listings(found: Sequence[_Found]) -> dict[int, dict[str, Entry]]:

@@ -1,6 +1,5 @@
 """Deleted files of NTFS against what they held, and against what sleuthkit says of the same volume."""
 
-import os
 import random
 import re
 import struct
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fixtures.deleted_ntfs import COVER, TWINS, DeletedVolume, deleted_ntfs
-from fixtures.tools import MissingToolError, run
+from fixtures.tools import run
 from formats.blockreader import BlockReader, BytesReader, Extent, FileReader
 from formats.errors import FormatError
 from imagefs.filesystems import FileSystem, GoneError, RecoveryState
@@ -32,12 +31,7 @@ NAMELESS = (SCATTERED, "docs/fragmented.bin")  # ntfs-3g wiped their names
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> DeletedVolume:
-    try:
-        return deleted_ntfs(tmp_path_factory.mktemp("deleted"))
-    except MissingToolError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    return deleted_ntfs(tmp_path_factory.mktemp("deleted"))
 
 
 class WithHoles(BlockReader):
