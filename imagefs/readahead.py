@@ -6,7 +6,7 @@ that goes through a file has what comes next decoded on all cores while it diges
 
 import os
 import threading
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from functools import cache
 
 from formats.blockreader import BlockReader
@@ -80,11 +80,11 @@ class ReadAheadHandle(Handle):
         return next((extent.offset for extent in extents if extent.is_data is is_data), None)
 
     def close(self) -> None:
-        """Give up what is still to be decoded."""
+        """Give up what is still to be decoded, and wait for what is being: the image may be closed next."""
         with self._lock:
-            for chunk in self._chunks.values():
-                chunk.cancel()
+            chunks = list(self._chunks.values())
             self._chunks.clear()
+        wait([chunk for chunk in chunks if not chunk.cancel()])
 
     def _here(self, offset: int, length: int) -> list[Future[bytes]]:
         """Return the chunks of a range, none when one of them is not asked for yet."""
@@ -108,7 +108,8 @@ class ReadAheadHandle(Handle):
                         self._chunks[number] = workers().submit(self._decode, number)
             chunks = self._here(offset, length)
             for number in [number for number in self._chunks if (number + 1) * _CHUNK <= self._end - _SLACK]:
-                self._chunks.pop(number).cancel()
+                if self._chunks[number].cancel() or self._chunks[number].done():
+                    del self._chunks[number]
             return chunks
 
     def _decode(self, number: int) -> bytes:

@@ -25,12 +25,16 @@ class Slow(BlockReader):
         self.damaged = damaged
         self.seconds = seconds
         self.read: list[tuple[int, int]] = []
+        self.running = 0
         self._lock = threading.Lock()
 
     def _read(self, offset: int, length: int) -> bytes:
         with self._lock:
             self.read.append((offset, length))
+            self.running += 1
         time.sleep(self.seconds)
+        with self._lock:
+            self.running -= 1
         if offset < self.damaged.stop and offset + length > self.damaged.start:
             raise DamagedError("damaged")
         return CONTENT[offset : offset + length]
@@ -103,3 +107,15 @@ def test_closing_gives_up_what_was_to_come() -> None:
     done = len(reader.read)
     time.sleep(0.3)
     assert len(reader.read) <= done + 4  # those that workers had begun
+
+
+@pytest.mark.parametrize("jump", [0, SIZE - 6 * MIB])
+def test_nothing_is_being_read_after_close(jump: int) -> None:
+    """The image is closed next: who read then would open it again."""
+    reader = Slow(seconds=0.1)
+    with ReadAheadHandle(reader) as handle:
+        handle.read(0, 512 * 1024)  # has what follows decoded; a jump gives that up
+        handle.read(jump, MIB)
+        handle.read(jump + MIB, MIB)
+        assert reader.running
+    assert not reader.running
