@@ -17,6 +17,12 @@ class MountOptions:
     allow_other: bool = False  # other users may enter; permission bits are then enforced
     source: str = "imagefs"  # shown as the device by mount and df
     read_ahead: int = 4 << 20  # bytes, where the system lets us set it; read as 1 MiB requests at once
+    # What Windows shows of a volume:
+    label: str = ""
+    serial: int = 0  # 32 bits; 0: made of the source's name
+    created: int = 0  # nanoseconds since 1970-01-01 UTC; 0: not known
+    network: str = ""  # \\\\server\\share: the name as a network drive; "": a disk
+    original_security: bool = False  # NTFS's own descriptors instead of one that lets in the mounting user
 
 
 class Session(ABC):
