@@ -109,11 +109,6 @@ class BlockReader(ABC):
         self._check(offset, length)
         return self._blocks(offset, length) if length else iter(())
 
-    def read_cached(self, offset: int, length: int) -> bytes | None:
-        """Return what ``read_at`` would if that needs neither input nor decoding, else None."""
-        self._check(offset, length)
-        return self._read_cached(offset, length) if length else b""
-
     def prefetch(self, offset: int, length: int) -> None:
         """Bring a range into this reader's cache, where it has one; raises as ``read_at`` does."""
         self._check(offset, length)
@@ -148,9 +143,6 @@ class BlockReader(ABC):
                 first, end = extent.offset // _BLOCK, -(-extent.end // _BLOCK)
                 for at in range(first, end, _CHUNK):
                     yield _cut_blocks(extent, at, min(at + _CHUNK, end))
-
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        return None
 
     def _prefetch(self, offset: int, length: int) -> None:  # noqa: B027
         """Do nothing where there is no cache."""
@@ -188,16 +180,12 @@ class BytesReader(BlockReader):
     def _read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
-    _read_cached = _read
-
 
 class ZeroReader(BlockReader):
     """A hole: ``size`` zeros that are stored nowhere."""
 
     def _read(self, offset: int, length: int) -> bytes:
         return bytes(length)
-
-    _read_cached = _read
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, False)
@@ -281,9 +269,6 @@ class SliceReader(BlockReader):
     def _read_into(self, offset: int, buffer: memoryview) -> None:
         self._lower.read_into(self._offset + offset, buffer)
 
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        return self._lower.read_cached(self._offset + offset, length)
-
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in self._lower.extents(self._offset + offset, length):
             yield extent._replace(offset=extent.offset - self._offset)
@@ -346,15 +331,6 @@ class ConcatReader(BlockReader):
         for start, piece, at, step in self._parts(offset, length):
             for blocks in piece.blocks(at, step):
                 yield blocks.shifted(start)
-
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        parts = []
-        for _, piece, at, step in self._parts(offset, length):
-            part = piece.read_cached(at, step)
-            if part is None:
-                return None
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for start, piece, at, step in self._parts(offset, length):

@@ -50,20 +50,6 @@ class ReadAheadHandle(Handle):
             # What is damaged may lie beside what was asked for.
             return self._reader.read_at(offset, length)
 
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
-        """Return what ``read`` would if it is decoded, else None."""
-        length = max(0, min(length, self.size - offset))
-        if not length:
-            return b""
-        with self._lock:
-            chunks = self._here(offset, length)
-        if chunks:
-            if all(chunk.done() and not chunk.cancelled() and not chunk.exception() for chunk in chunks):
-                self._plan(offset, length)
-                return _cut([chunk.result() for chunk in chunks], offset, length)
-            return None
-        return self._reader.read_cached(offset, length)
-
     def next_data(self, offset: int) -> int | None:
         """Return where the first data at or behind ``offset`` starts; None: only holes follow."""
         return self._first(offset, is_data=True)

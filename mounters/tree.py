@@ -85,13 +85,6 @@ class Handle(ABC):
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, fewer only at the end of the file."""
 
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
-        """Return what ``read`` would if that needs no waiting (it is cached), else None.
-
-        Called on an event loop: it takes no lock that is held during input/output.
-        """
-        return None
-
     def next_data(self, offset: int) -> int | None:
         """Return where the first data at or behind ``offset`` starts (SEEK_DATA); None: no more of it."""
         return offset if offset < self.size else None

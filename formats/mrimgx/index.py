@@ -213,11 +213,6 @@ class ResolvedIndex:
             self._base.proof.make()
         return element
 
-    def element_at_once(self, block: int) -> Element | None:
-        """Return one block's element, None for a hole that is not to be believed yet."""
-        element = self._find(block)
-        return None if element.is_hole and not self._base.proof.is_made else element
-
     def _find(self, block: int) -> Element:
         if len(self._blocks):
             at = int(np.searchsorted(self._blocks, block))

@@ -80,10 +80,6 @@ class BlockStore:
         # The key has the hash in it: another index entry for the same stored bytes is another block.
         return self.cache.get_or_decode(element, lambda: self.decode(element, place, number, size))
 
-    def cached(self, element: Element) -> bytes | None:
-        """Return a stored block's plain bytes if they are in the cache."""
-        return self.cache.get(element)
-
     def decode(self, element: Element, place: BlockPlace, number: int, size: int) -> bytes:
         """Return a stored block's plain bytes: at most ``size``, and as its MD5 says.
 
@@ -275,21 +271,6 @@ class BlocksReader(BlockReader):
             else:
                 yield bytes((stop - at) * size)
             at = stop
-
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        pieces = []
-        for number, start, step in self._parts(offset, length):
-            element = self._index.element_at_once(number)
-            if element is None:
-                return None
-            if element.is_hole:
-                pieces.append(bytes(step))
-                continue
-            block = self._store.cached(element)
-            if block is None:
-                return None
-            pieces.append(self._cut(block, element, number, start, step))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """Yield (block, offset in it, length) of a range."""

@@ -99,15 +99,6 @@ class RunsReader(BlockReader):
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        pieces = []
-        for _, step, start in self.parts(offset, length):
-            piece = bytes(step) if start is None else self._volume.read_cached(start, step)
-            if piece is None:
-                return None
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for at, step, start in self.parts(offset, length):
             if start is None:

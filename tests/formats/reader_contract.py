@@ -40,7 +40,6 @@ def check_reader(
     for offset, length in ranges[: reads // 5]:
         check_extents(reader, expected, offset, length)
         reader.prefetch(offset, length)
-        assert reader.read_cached(offset, length) in (None, expected[offset : offset + length])
     assert reader.read_at(0, min(reader.size, longest)) == expected[:longest]
 
 
@@ -71,7 +70,7 @@ def check_bounds(reader: BlockReader) -> None:
     """Outside of 0 to size every call raises ValueError, also for a length of 0."""
     size = reader.size
     for offset, length in ((-1, 1), (-1, 0), (0, -1), (size, 1), (size + 1, 0), (0, size + 1), (1, size)):
-        for call in (reader.read_at, reader.read_cached, reader.extents, reader.prefetch):
+        for call in (reader.read_at, reader.extents, reader.prefetch):
             with pytest.raises(ValueError, match=r"outside|range"):
                 call(offset, length)
     with pytest.raises(ValueError, match=r"outside|range"):

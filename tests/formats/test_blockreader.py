@@ -170,21 +170,6 @@ def test_impossible_readers_are_refused() -> None:
             ConcatReader.from_placed(200, placed)
 
 
-class Uncached(BytesReader):
-    """Bytes that take input or decoding."""
-
-    def _read_cached(self, offset: int, length: int) -> bytes | None:  # type: ignore[override]
-        return None
-
-
-def test_read_cached_needs_every_piece() -> None:
-    reader = SliceReader(ConcatReader([BytesReader(b"abcd"), Uncached(b"efgh"), BytesReader(b"ijkl")]), 1, 10)
-    assert reader.read_cached(0, 3) == b"bcd"
-    assert reader.read_cached(7, 3) == b"ijk"
-    assert [reader.read_cached(*place) for place in ((0, 4), (3, 1), (6, 2), (0, 10))] == [None] * 4
-    assert reader.read_at(0, 10) == b"bcdefghijk"
-
-
 def test_extents_merge_only_neighbours() -> None:
     runs = [Extent(0, 1, True), Extent(1, 2, True), Extent(3, 1, False), Extent(9, 1, False)]
     assert list(merge_extents(iter(runs))) == [Extent(0, 3, True), Extent(3, 1, False), Extent(9, 1, False)]

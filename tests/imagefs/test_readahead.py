@@ -45,8 +45,6 @@ def test_sequential_reads(step: int) -> None:
     reader = Slow()
     with ReadAheadHandle(reader) as handle:
         for offset in range(0, SIZE, step):
-            here = handle.read_at_once(offset, step)
-            assert here is None or here == CONTENT[offset : offset + step]
             assert handle.read(offset, step) == CONTENT[offset : offset + step]
     assert sum(length for _, length in reader.read) < SIZE + 8 * MIB
 
@@ -94,7 +92,6 @@ def test_the_ends_of_a_file() -> None:
         assert handle.read(SIZE - 10, 100) == CONTENT[-10:]
         assert handle.read(SIZE, 1) == b""
         assert handle.read(SIZE + 5, 1) == b""
-        assert handle.read_at_once(SIZE, 1) == b""
         assert handle.read(0, 0) == b""
 
 

@@ -67,7 +67,6 @@ class Node:
     target: str = ""
     children: dict[str, int] = field(default_factory=dict)
     read: Callable[[int, int], bytes] | None = None
-    at_once: bool = False
     handle_size: int | None = None
     data: range | None = None  # offsets of its data, between two holes
     lost: bool = False  # its attributes cannot be read
@@ -84,9 +83,6 @@ class MemoryHandle(Handle):
     def read(self, offset: int, length: int) -> bytes:
         assert self._node.read is not None
         return self._node.read(offset, length)
-
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
-        return self.read(offset, length) if self._node.at_once else None
 
     def next_data(self, offset: int) -> int | None:
         data = self._node.data
@@ -153,7 +149,7 @@ class MemoryTree(Tree):
         self.file(root, "huge number.bin", 4096, inode=2**63)
         self.file(root, "empty", 0)
         self.file(root, "big.bin", 9 * MIB + 123, links=2)
-        self.file(root, "cached.bin", 3 * MIB + 1).at_once = True
+        self.file(root, "cached.bin", 3 * MIB + 1)
         self.file(root, "sparse.bin", 1 << 30, allocated=8192)
         self.file(root, "holes.bin", 3 * MIB).data = range(MIB, 2 * MIB + 100)
         self.file(root, "setuid.bin", 10, mode=0o4751)

@@ -220,13 +220,6 @@ class IsolatedReader(BlockReader):
             offset, length = offset + step, length - step
         return _joined(pieces)
 
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        index, inside = divmod(offset, _BLOCK)
-        if inside + length > _BLOCK:
-            return None
-        block = self._kept.get(index)
-        return block[inside : inside + length] if block else None
-
     def _block(self, index: int) -> bytes | None:
         """Return a block, None where not all of it can be had."""
         block = self._kept.get(index)

@@ -107,21 +107,6 @@ class CompressedReader(BlockReader):
         unit = self._cache.get_or_decode(start, lambda: self._decoded(start))
         return unit[inside : inside + length]
 
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        pieces = []
-        for at, step, kind in self._ranges(offset, length):
-            piece: bytes | None
-            if kind is _Kind.COMPRESSED:
-                inside = at % self._unit
-                unit = self._cache.get(at - inside)
-                piece = None if unit is None else unit[inside : inside + step]
-            else:
-                piece = bytes(step) if kind is _Kind.HOLE else self._stored.read_cached(at, step)
-            if piece is None:
-                return None
-            pieces.append(piece)
-        return b"".join(pieces)
-
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for at, step, kind in self._ranges(offset, length):
             if kind is _Kind.PLAIN:

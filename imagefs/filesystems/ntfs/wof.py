@@ -138,13 +138,3 @@ class WofReader(BlockReader):
             else:
                 self._decode_into(number, buffer[done : done + step])
             done += step
-
-    def _read_cached(self, offset: int, length: int) -> bytes | None:
-        first, inside = divmod(offset, self._chunk)
-        chunks = []
-        for number in range(first, (offset + length - 1) // self._chunk + 1):
-            chunk = self._cache.get(number)
-            if chunk is None:
-                return None
-            chunks.append(chunk)
-        return b"".join(chunks)[inside : inside + length]

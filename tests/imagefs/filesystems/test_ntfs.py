@@ -498,13 +498,11 @@ def test_runs_outside_the_volume() -> None:
         RunsReader(volume, [Run(4096, 0)], 4097)
 
 
-def test_what_is_cached_below_is_told() -> None:
+def test_runs_holes_and_what_was_never_written() -> None:
     volume = BytesReader(bytes(range(256)) * 40)
     reader = RunsReader(volume, [Run(100, 50), Run(100, None), Run(100, 5000)], 300, initialized=250)
     expected = volume.read_at(50, 100) + bytes(100) + volume.read_at(5000, 50) + bytes(50)
-    assert reader.read_cached(0, 300) == reader.read_at(0, 300) == expected
-    failing = RunsReader(FailingReader(volume), [Run(100, 50)], 100)
-    assert failing.read_cached(0, 10) is None
+    assert reader.read_at(0, 300) == expected
 
 
 def test_size_beyond_the_runs(volume: NtfsFileSystem, ntfs_image: Path) -> None:

@@ -94,7 +94,6 @@ def test_content(volume: NtfsFileSystem, name: str) -> None:
         offset = min(len(content), rng.choice([rng.randrange(len(content)), rng.randrange(5) * UNIT]))
         length = rng.randrange(min(rng.choice([1, 5000, UNIT + 1, 4 * UNIT]), len(content) - offset) + 1)
         assert reader.read_at(offset, length) == content[offset : offset + length]
-        assert reader.read_cached(offset, length) in (None, content[offset : offset + length])
 
 
 def test_they_are_compressed(volume: NtfsFileSystem) -> None:

@@ -111,7 +111,6 @@ def test_content(volume: FileSystem, built: tuple[Path, dict[str, bytes]], path:
         longest = rng.choice([1, 2, chunk, 3 * chunk + 1, len(content)])
         length = rng.randrange(min(longest, len(content) - offset) + 1)
         assert reader.read_at(offset, length) == content[offset : offset + length]
-        assert reader.read_cached(offset, length) in (None, content[offset : offset + length])
         buffer = bytearray(length)
         reader.read_into(offset, memoryview(buffer))
         assert buffer == content[offset : offset + length]
