@@ -1,0 +1,220 @@
+r"""Windows' side of ``formats.files``; what the functions promise is told there.
+
+Sources: Microsoft's pages of CreateFileW, ReadFile, WriteFile, SetFileInformationByHandle, "System Error
+Codes", "Maximum Path Length Limitation" and, of the C runtime, _open_osfhandle.
+"""
+
+import ctypes
+import errno
+import msvcrt
+import ntpath
+import os
+import sys
+from collections.abc import Sequence
+from ctypes import wintypes
+from pathlib import Path
+
+import numpy as np
+
+assert sys.platform == "win32"
+
+_GENERIC_READ, _GENERIC_WRITE = 0x80000000, 0x40000000
+_SHARE_ALL = 0x1 | 0x2 | 0x4  # FILE_SHARE_READ, _WRITE, _DELETE
+_CREATE_NEW, _CREATE_ALWAYS, _OPEN_EXISTING, _OPEN_ALWAYS, _TRUNCATE_EXISTING = 1, 2, 3, 4, 5
+_ATTRIBUTE_NORMAL = 0x80
+_ATTRIBUTE_DIRECTORY = 0x10
+_INVALID_HANDLE = ctypes.c_void_p(-1).value
+_INVALID_ATTRIBUTES = 0xFFFFFFFF
+_END_OF_FILE_INFO = 6  # FileEndOfFileInfo
+
+_ERROR_ACCESS_DENIED = 5
+_ERROR_HANDLE_EOF = 38
+_ERROR_HANDLE_DISK_FULL = 39
+
+_LONG = 248  # characters from which on some calls need \\?\: CreateDirectory leaves room for a name of 8.3
+_STEP = 16 << 20  # bytes for one call: network drives and drivers refuse far longer ones
+
+_kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+
+
+class _Overlapped(ctypes.Structure):
+    _fields_ = (
+        ("Internal", ctypes.c_size_t),
+        ("InternalHigh", ctypes.c_size_t),
+        ("Offset", wintypes.DWORD),
+        ("OffsetHigh", wintypes.DWORD),
+        ("hEvent", wintypes.HANDLE),
+    )
+
+
+_create_file = _kernel32.CreateFileW
+_create_file.argtypes = (
+    wintypes.LPCWSTR,
+    wintypes.DWORD,
+    wintypes.DWORD,
+    ctypes.c_void_p,
+    wintypes.DWORD,
+    wintypes.DWORD,
+    wintypes.HANDLE,
+)
+_create_file.restype = wintypes.HANDLE
+_read_file = _kernel32.ReadFile
+_write_file = _kernel32.WriteFile
+for _function in (_read_file, _write_file):
+    _function.argtypes = (
+        wintypes.HANDLE,
+        ctypes.c_void_p,
+        wintypes.DWORD,
+        ctypes.POINTER(wintypes.DWORD),
+        ctypes.POINTER(_Overlapped),
+    )
+    _function.restype = wintypes.BOOL
+_close_handle = _kernel32.CloseHandle
+_close_handle.argtypes = (wintypes.HANDLE,)
+_get_attributes = _kernel32.GetFileAttributesW
+_get_attributes.argtypes = (wintypes.LPCWSTR,)
+_get_attributes.restype = wintypes.DWORD
+_set_information = _kernel32.SetFileInformationByHandle
+_set_information.argtypes = (wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD)
+_set_information.restype = wintypes.BOOL
+
+
+def open_file(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """Open a file; sharing it for reading, writing and deleting."""
+    del mode  # rights come from the folder
+    name = system_path(path)
+    access = {os.O_RDONLY: _GENERIC_READ, os.O_WRONLY: _GENERIC_WRITE}.get(
+        flags & (os.O_WRONLY | os.O_RDWR), _GENERIC_READ | _GENERIC_WRITE
+    )
+    handle = _create_file(name, access, _SHARE_ALL, None, _disposition(flags), _ATTRIBUTE_NORMAL, None)
+    if handle == _INVALID_HANDLE:
+        code = ctypes.get_last_error()
+        if code == _ERROR_ACCESS_DENIED and _is_folder(name):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise windows_error(code, path)
+    kept = flags & (os.O_WRONLY | os.O_RDWR | os.O_APPEND)
+    try:
+        return msvcrt.open_osfhandle(handle, kept | os.O_BINARY | os.O_NOINHERIT)
+    except OSError:  # no descriptor is left
+        _close_handle(handle)
+        raise
+
+
+def _disposition(flags: int) -> int:
+    if flags & os.O_CREAT:
+        if flags & os.O_EXCL:
+            return _CREATE_NEW
+        return _CREATE_ALWAYS if flags & os.O_TRUNC else _OPEN_ALWAYS
+    return _TRUNCATE_EXISTING if flags & os.O_TRUNC else _OPEN_EXISTING
+
+
+def _is_folder(name: str) -> bool:
+    attributes = int(_get_attributes(name))
+    return attributes != _INVALID_ATTRIBUTES and bool(attributes & _ATTRIBUTE_DIRECTORY)
+
+
+def windows_error(code: int, path: str | Path | None = None) -> OSError:
+    """Return the OSError of a Windows error code, of the class and with the errno that ``os`` would give."""
+    error = OSError(0, ctypes.FormatError(code).strip(), None if path is None else str(path), code)
+    if code == _ERROR_HANDLE_DISK_FULL:  # the one of the two that Python takes for EINVAL
+        error.errno = errno.ENOSPC
+    return error
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """Return bytes; fewer only at the end of the file."""
+    if not length:
+        return b""
+    buffer = np.empty(length, np.uint8)
+    done = _read(fd, buffer.ctypes.data, length, offset)
+    return buffer[:done].tobytes()
+
+
+def read_into(fd: int, buffer: memoryview | bytearray, offset: int) -> int:
+    """Fill a buffer; fewer bytes only at the end of the file."""
+    view = memoryview(buffer)
+    if not view.nbytes:
+        return 0
+    return _read(fd, np.frombuffer(view, np.uint8).ctypes.data, view.nbytes, offset)
+
+
+def _read(fd: int, address: int, length: int, offset: int) -> int:
+    handle = msvcrt.get_osfhandle(fd)
+    got = wintypes.DWORD()
+    done = 0
+    while done < length:
+        place = _at(offset + done)
+        step = min(_STEP, length - done)
+        if not _read_file(handle, address + done, step, ctypes.byref(got), ctypes.byref(place)):
+            code = ctypes.get_last_error()
+            if code == _ERROR_HANDLE_EOF:
+                break
+            raise windows_error(code)
+        if not got.value:
+            break
+        done += got.value
+    return done
+
+
+def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+    """Write bytes; all of them, or it raises."""
+    view = memoryview(data)
+    if not view.nbytes:
+        return 0
+    handle = msvcrt.get_osfhandle(fd)
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    written = wintypes.DWORD()
+    done = 0
+    while done < view.nbytes:
+        place = _at(offset + done)
+        step = min(_STEP, view.nbytes - done)
+        if not _write_file(handle, address + done, step, ctypes.byref(written), ctypes.byref(place)):
+            raise windows_error(ctypes.get_last_error())
+        if not written.value:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done += written.value
+    return done
+
+
+def write_many(fd: int, pieces: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
+    """Write pieces; all of them, or it raises."""
+    return write_at(fd, pieces[0] if len(pieces) == 1 else b"".join(pieces), offset)
+
+
+def _at(offset: int) -> _Overlapped:
+    if offset < 0:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return _Overlapped(Offset=offset & 0xFFFFFFFF, OffsetHigh=offset >> 32)
+
+
+def truncate(fd: int, size: int) -> None:
+    """Set a file's end; os.ftruncate would write out the zeros that it adds."""
+    end = ctypes.c_int64(size)
+    handle = msvcrt.get_osfhandle(fd)
+    if not _set_information(handle, _END_OF_FILE_INFO, ctypes.byref(end), ctypes.sizeof(end)):
+        raise windows_error(ctypes.get_last_error())
+
+
+def sync(fd: int) -> None:
+    """Write a file through to its disk."""
+    os.fsync(fd)  # FlushFileBuffers
+
+
+def sync_folder(folder: Path) -> None:
+    """Do nothing: NTFS keeps names in its journal, and flushing a folder takes an administrator."""
+
+
+def system_path(path: str | Path) -> str:
+    r"""Return a path, absolute and with ``\\?\`` where it is too long without.
+
+    Such a path is taken as it stands, so names are normalised here first, as Windows would do.
+    """
+    name = os.fspath(path)
+    if len(name) < _LONG and ntpath.isabs(name):
+        return name
+    if name.startswith(("\\\\?\\", "\\\\.\\")):
+        return name
+    full = ntpath.abspath(name)
+    if len(full) < _LONG or full.startswith("\\\\.\\"):
+        return name
+    return "\\\\?\\UNC" + full[1:] if full.startswith("\\\\") else "\\\\?\\" + full
