@@ -4,22 +4,24 @@ Sources: Microsoft's pages of CreateFileW, ReadFile, WriteFile, SetFileInformati
 Codes", "Maximum Path Length Limitation" and, of the C runtime, _open_osfhandle.
 """
 
+import sys
+
+assert sys.platform == "win32"
+
 import ctypes
 import errno
 import msvcrt
 import ntpath
 import os
-import sys
 from collections.abc import Sequence
 from ctypes import wintypes
 from pathlib import Path
 
 import numpy as np
 
-assert sys.platform == "win32"
-
 _GENERIC_READ, _GENERIC_WRITE = 0x80000000, 0x40000000
-_SHARE_ALL = 0x1 | 0x2 | 0x4  # FILE_SHARE_READ, _WRITE, _DELETE
+_SHARE_READ, _SHARE_WRITE, _SHARE_DELETE = 1, 2, 4
+_SHARE_ALL = _SHARE_READ | _SHARE_WRITE | _SHARE_DELETE
 _CREATE_NEW, _CREATE_ALWAYS, _OPEN_EXISTING, _OPEN_ALWAYS, _TRUNCATE_EXISTING = 1, 2, 3, 4, 5
 _ATTRIBUTE_NORMAL = 0x80
 _ATTRIBUTE_DIRECTORY = 0x10
@@ -27,6 +29,7 @@ _INVALID_HANDLE = ctypes.c_void_p(-1).value
 _INVALID_ATTRIBUTES = 0xFFFFFFFF
 _END_OF_FILE_INFO = 6  # FileEndOfFileInfo
 
+SHARING_VIOLATION = 32  # ERROR_SHARING_VIOLATION: another program's handle does not allow it
 _ERROR_ACCESS_DENIED = 5
 _ERROR_HANDLE_EOF = 38
 _ERROR_HANDLE_DISK_FULL = 39
@@ -82,11 +85,20 @@ _set_information.restype = wintypes.BOOL
 def open_file(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
     """Open a file; sharing it for reading, writing and deleting."""
     del mode  # rights come from the folder
+    return _open(path, flags, _SHARE_ALL)
+
+
+def open_unwritten(path: str | Path) -> int:
+    """Open a file for reading so that nobody can open it for writing; SHARING_VIOLATION where one has."""
+    return _open(path, os.O_RDONLY, _SHARE_READ | _SHARE_DELETE)
+
+
+def _open(path: str | Path, flags: int, share: int) -> int:
     name = system_path(path)
     access = {os.O_RDONLY: _GENERIC_READ, os.O_WRONLY: _GENERIC_WRITE}.get(
         flags & (os.O_WRONLY | os.O_RDWR), _GENERIC_READ | _GENERIC_WRITE
     )
-    handle = _create_file(name, access, _SHARE_ALL, None, _disposition(flags), _ATTRIBUTE_NORMAL, None)
+    handle = _create_file(name, access, share, None, _disposition(flags), _ATTRIBUTE_NORMAL, None)
     if handle == _INVALID_HANDLE:
         code = ctypes.get_last_error()
         if code == _ERROR_ACCESS_DENIED and _is_folder(name):

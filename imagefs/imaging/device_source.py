@@ -1,32 +1,34 @@
-"""Opening a block device to image it, and keeping everybody from writing to it meanwhile."""
+"""Opening a block device to image it, and keeping everybody from writing to it meanwhile: on Linux.
+
+``this_machine`` tells what its functions promise.
+"""
+
+import sys
+
+assert sys.platform != "win32"
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from formats.blockreader import BlockReader
 from formats.partition_table import Kind, read_table
 from imagefs.errors import RefusedError, SnapshotError, SourceReadError, UsageError
 from imagefs.imaging import snapshots
-from imagefs.imaging.source_disk import SourceDisk, Wanted, make_disk, refuse_unknown
+from imagefs.imaging.source_disk import OpenedDevice, SourceDisk, Wanted, make_disk, refuse_unknown
 from imagefs.machine import devices
 from imagefs.machine.devices import BlockDevice
 from imagefs.machine.mounts import Use, Uses
 from imagefs.machine.rawreader import RawReader
 
 
-@dataclass
-class OpenedDevice:
-    """A device that is ready to be imaged."""
-
-    kind: str  # "disk" or "partition"
-    disk: SourceDisk
-    warnings: list[str] = field(default_factory=list)
-    checks: list[Callable[[], None]] = field(default_factory=list)
+def is_device(path: Path) -> bool:
+    """Tell whether a path is a block device's; OSErrors pass."""
+    return stat.S_ISBLK(path.stat().st_mode)
 
 
 def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
@@ -55,7 +57,7 @@ def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
 
     opened = OpenedDevice("disk" if named.partition is None else "partition", disk_of(raw))
     _warn_cached(wanted, raw, opened.warnings)
-    uses = find_uses(wanted, opened.warnings)
+    uses = _find_uses(wanted, opened.warnings)
     if uses is None:
         return opened
     found_uses = uses.of_device(device, opened.disk.spans)
@@ -68,7 +70,7 @@ def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
         opened.disk = disk_of(snapshots.SnapshotReader(reader, taken))
         opened.checks.append(taken.check)
     elif written:
-        opened.warnings += live_or_refused(wanted, written)
+        opened.warnings += _live_or_refused(wanted, written)
     elif not wanted.live:
         _claim(wanted.path, uses, device, opened.disk.spans, found_uses, owned)
     return opened
@@ -140,7 +142,18 @@ def _take_snapshot(
     return taken
 
 
-def find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
+def hold_file(wanted: Wanted, fd: int, spans: Sequence[tuple[int, int]], owned: ExitStack) -> list[str]:
+    """Find out whether a disk file is written through a loop device; nothing more can be done."""
+    del owned
+    warnings: list[str] = []
+    uses = _find_uses(wanted, warnings)
+    status = os.fstat(fd)
+    found = uses.of_file((status.st_dev, status.st_ino), spans) if uses is not None else []
+    written = [use for use in found if use.writable]
+    return warnings + (_live_or_refused(wanted, written) if written else [])
+
+
+def _find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
     """Return what uses the machine's devices; None, and a warning, where that can't be told and may be.
 
     Where there is no Linux, and so no loop device, it is None without one.
@@ -156,7 +169,7 @@ def find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
         return None
 
 
-def live_or_refused(wanted: Wanted, written: Sequence[Use]) -> list[str]:
+def _live_or_refused(wanted: Wanted, written: Sequence[Use]) -> list[str]:
     """Return the warnings for a source that is written meanwhile, or raise RefusedError."""
     use = written[0]
     names = {str(wanted.path), str(use.device.node)}

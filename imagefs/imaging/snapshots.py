@@ -5,6 +5,10 @@ owner (process, its start, boot): one whose owner is gone is removed by the next
 lvcreate(8), lvs(8), lvmthin(7).
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import contextlib
 import json
 import os

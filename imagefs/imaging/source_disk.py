@@ -1,7 +1,7 @@
 """A disk to image: its partitions, found by its table or by an image's record, chosen and checked."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_t
 from formats.partition_table.gpt import has_gpt_signature
 from formats.partition_table.layout import BOOT_RECORD_SIZE, parse_boot_record
 from imagefs.errors import RefusedError, UsageError
-from imagefs.machine.devices import Identity
+from imagefs.machine.identity import Identity
 
 SECTOR_SIZES = (512, 4096, 2048, 1024)  # bytes; the likeliest first
 
@@ -56,6 +56,16 @@ class SourceDisk:
     def spans(self) -> list[tuple[int, int]]:
         """The start and the end of each partition to image, bytes on the disk."""
         return [(part.offset, part.offset + part.size) for part in self.partitions]
+
+
+@dataclass
+class OpenedDevice:
+    """A device that is ready to be imaged."""
+
+    kind: str  # "disk" or "partition"
+    disk: SourceDisk
+    warnings: list[str] = field(default_factory=list)
+    checks: list[Callable[[], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

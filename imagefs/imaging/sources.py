@@ -16,10 +16,10 @@ import formats
 from formats.blockreader import BlockReader, ConcatReader, ZeroReader
 from formats.container import Disk, Point
 from formats.errors import NotAnImageError
+from formats.files import open_file
 from formats.mrimgx.points import MrimgxPoint
 from formats.partition_table import Kind, read_table
 from imagefs.errors import RefusedError, SnapshotError, SourceReadError, UsageError
-from imagefs.imaging.device_source import find_uses, live_or_refused, open_device
 from imagefs.imaging.source_disk import (
     SECTOR_SIZES,
     SourceDisk,
@@ -32,7 +32,8 @@ from imagefs.imaging.source_disk import (
     refuse_unknown,
     table_warnings,
 )
-from imagefs.machine.devices import UNKNOWN, Identity
+from imagefs.imaging.this_machine import hold_file, is_device, open_device
+from imagefs.machine.identity import UNKNOWN, Identity
 from imagefs.machine.rawreader import RawReader
 
 __all__ = ["Identity", "Source", "SourceDisk", "SourcePartition", "open_source"]
@@ -107,17 +108,18 @@ def open_source(
     if sector_size is not None and sector_size not in SECTOR_SIZES:
         raise UsageError(f"a sector can't have {sector_size} bytes")
     try:
-        mode = path.stat().st_mode
+        is_disk = is_device(path)
+        is_file = not is_disk and stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError as error:
         raise UsageError("there is no such file or device", path=path) from error
     except OSError as error:
         raise SourceReadError(error.strerror or str(error), path=path, offset=0, length=0) from error
     with ExitStack() as owned:
-        if stat.S_ISBLK(mode):
+        if is_disk:
             opened = open_device(wanted, owned)
             warnings = opened.warnings + table_warnings(opened.disk)
             return Source(path, opened.kind, [opened.disk], warnings, owned.pop_all(), opened.checks)
-        if stat.S_ISREG(mode):
+        if is_file:
             return _open_image(wanted, password, owned) or _open_file(wanted, owned)
     raise UsageError("neither a disk, nor a disk file, nor an image", path=path)
 
@@ -125,7 +127,7 @@ def open_source(
 def _open_file(wanted: Wanted, owned: ExitStack) -> Source:
     path = wanted.path
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(path)
     except OSError as error:
         raise SourceReadError(error.strerror or str(error), path=path, offset=0, length=0) from error
     before = os.fstat(fd)
@@ -146,11 +148,7 @@ def _open_file(wanted: Wanted, owned: ExitStack) -> Source:
         warnings.append(f"{path}: can't be read past the cache; it is read through it")
     identity = Identity(path.name, "", "", "", "")
     disk = make_disk(wanted, path.name, 0, reader, (sector_size, sector_size), identity)
-    uses = find_uses(wanted, warnings)
-    found = uses.of_file((before.st_dev, before.st_ino), disk.spans) if uses is not None else []
-    written = [use for use in found if use.writable]
-    if written:
-        warnings += live_or_refused(wanted, written)
+    warnings += hold_file(wanted, fd, disk.spans, owned)
 
     def unchanged() -> None:
         now = os.fstat(fd)

@@ -5,6 +5,10 @@ nowhere. Offsets and sizes are bytes. Source of names and units: Documentation/A
 the kernel; its ``size`` and ``start`` count 512 bytes whatever the device's sectors are.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import contextlib
 import errno
 import fcntl
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagefs.errors import SourceReadError, UsageError
+from imagefs.machine.identity import Identity
 
 SYSFS = Path("/sys")
 
@@ -28,20 +33,6 @@ _LOOP_GET_STATUS64 = 0x4C05  # <linux/loop.h>
 _LOOP_STATUS_SIZE = 232  # bytes of struct loop_info64; lo_device, lo_inode, lo_rdevice, lo_offset come first
 _SYSFS_SECTOR = 512
 _NEVER_DISKS = re.compile(r"(ram|zram|fd|sr|nbd)\d")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a disk says of itself; "" where it is not known."""
-
-    description: str
-    manufacturer: str
-    product: str
-    revision: str
-    serial: str
-
-
-UNKNOWN = Identity("", "", "", "", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,10 @@ A mount counts by the state of its file system: a read-only bind mount of one th
 elsewhere is writable. Source: proc(5), /proc/pid/mountinfo.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import os
 import re
 import stat

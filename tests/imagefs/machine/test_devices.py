@@ -14,7 +14,7 @@ from fixtures.tools import run
 from imagefs.errors import RefusedError, SourceReadError
 from imagefs.imaging.sources import open_source
 from imagefs.machine import devices, mounts
-from imagefs.machine.devices import Identity
+from imagefs.machine.identity import Identity
 from imagefs.machine.mounts import Mount, Uses, read_mounts
 from tests.imagefs.imaging.attached import attached, need_root, partition_node
 from tests.imagefs.machine.made_sysfs import Sysfs
