@@ -6,27 +6,19 @@ raises is raised where the volume is read, as it is.
 """
 
 import json
-import os
-import selectors
 import struct
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from formats.blockreader import BlockReader
-from formats.errors import DamagedError, FormatError, ReadError, UnsupportedError
+from formats.errors import DamagedError, FormatError, UnsupportedError
 from imagefs.filesystems.base import LeastRecentlyUsed
 from imagefs.filesystems.nested import worker
+from imagefs.filesystems.nested.process import Worker
 from imagefs.filesystems.nested.worker import DATA, ERROR, FAILED, HEADER, JSON, NEED, READ
-
-if sys.platform == "linux":
-    import fcntl
 
 MEMORY = 2 << 30  # bytes of address space, above what the started process has
 PATIENCE = 30.0  # seconds without a word of the worker
@@ -53,8 +45,9 @@ class Isolated:
         self._problem: DamagedError | None = None
         self._failure: Exception | None = None
         self._received = bytearray()
-        self.process = _start()
-        self._end = weakref.finalize(self, _end, self.process)
+        self._worker = Worker(MEMORY)
+        self.process = self._worker.process
+        self._end = weakref.finalize(self, self._worker.end)
         asked = {
             "kind": kind,
             "sizes": [reader.size for reader in readers],
@@ -146,43 +139,29 @@ class Isolated:
             self._send(DATA, answer)
 
     def _send(self, kind: int, data: bytes) -> None:
-        pipe = self.process.stdin
-        assert pipe is not None
-        message = memoryview(HEADER.pack(len(data), kind) + data)
-        try:
-            # A worker that has stopped does not empty its pipe; it is ended then.
-            with selectors.DefaultSelector() as ready:
-                ready.register(pipe, selectors.EVENT_WRITE)
-                while message:
-                    if not ready.select(PATIENCE):
-                        raise self._broken(f"the library that reads it has not gone on for {PATIENCE:.0f} s")
-                    message = message[pipe.write(message) or 0 :]
-        except (OSError, ValueError):
-            raise self._broken("the library that reads it ended unexpectedly") from None
+        # A worker that has stopped does not empty its pipe; it is ended then.
+        if not self._worker.write(HEADER.pack(len(data), kind) + data, PATIENCE):
+            if self._worker.is_late:
+                raise self._broken(f"the library that reads it has not gone on for {PATIENCE:.0f} s")
+            raise self._broken("the library that reads it ended unexpectedly")
 
     def _receive(self, patience: float, limit: int) -> tuple[int, bytes]:
         """Return the worker's next message, of at most ``limit`` bytes."""
         deadline = time.monotonic() + patience
-        length, kind = HEADER.unpack(self._exactly(HEADER.size, deadline))
+        length, kind = HEADER.unpack(self._exactly(HEADER.size, patience))
         if length > limit:
             raise self._broken("the library that reads it answered nonsense")
-        return kind, self._exactly(length, deadline)
+        return kind, self._exactly(length, deadline - time.monotonic())
 
-    def _exactly(self, length: int, deadline: float) -> bytes:
-        pipe, received = self.process.stdout, self._received
-        assert pipe is not None
-        try:
-            with selectors.DefaultSelector() as ready:
-                ready.register(pipe, selectors.EVENT_READ)
-                while len(received) < length:
-                    if not ready.select(max(0.0, deadline - time.monotonic())):
-                        raise self._broken("the library that reads it has not gone on in time")
-                    piece = pipe.read(max(length - len(received), 1 << 16))
-                    if piece == b"":
-                        raise self._broken("the library that reads it ended unexpectedly")
-                    received += piece or b""
-        except (OSError, ValueError):
-            raise self._broken("the library that reads it ended unexpectedly") from None
+    def _exactly(self, length: int, patience: float) -> bytes:
+        received = self._received
+        while len(received) < length:
+            piece = self._worker.read(max(length - len(received), 1 << 16), patience)
+            if not piece and self._worker.is_late:
+                raise self._broken("the library that reads it has not gone on in time")
+            if not piece:
+                raise self._broken("the library that reads it ended unexpectedly")
+            received += piece
         data = bytes(received[:length])
         del received[:length]
         return data
@@ -271,32 +250,3 @@ def _plain(text: bytes) -> str:
     """Return what a library says in one line that a terminal can show."""
     said = text.decode("utf-8", "replace").split("libcerror", maxsplit=1)[0]
     return "".join(letter for letter in said if letter.isprintable())[:300] or "unreadable"
-
-
-def _start() -> "subprocess.Popen[bytes]":
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(worker.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
-    except OSError as error:
-        raise ReadError(f"a process that reads a volume can't be started: {error.strerror}") from error
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        os.set_blocking(pipe.fileno(), False)
-        if sys.platform == "linux":  # an answer goes through in one go, where there may be so large pipes
-            with suppress(OSError):
-                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _STEP)
-    return process
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a worker at once: there is nothing that it would have to finish."""
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    process.wait()

@@ -207,10 +207,11 @@ def _give_key(volume: Any, kind: bytes, key: bytes) -> None:
         volume.read_startup_key(f"/proc/self/fd/{file}")
         os.close(file)
     else:
-        with tempfile.NamedTemporaryFile() as copy:
-            copy.write(key)
-            copy.flush()
-            volume.read_startup_key(copy.name)
+        with tempfile.TemporaryDirectory() as folder:  # Windows opens no file that is to go
+            copy = Path(folder, "key")
+            copy.touch(0o600)
+            copy.write_bytes(key)
+            volume.read_startup_key(str(copy))
 
 
 _OPENERS: dict[str, Callable[[list[RemoteFile], list[bytes]], Opened]] = {
@@ -226,7 +227,10 @@ def _limit(seconds: int) -> None:
 
 
 def _confine(memory: int) -> None:
-    """Bound the memory above what is used now, leave no core behind; Control-C is for the starter."""
+    """Bound the memory above what is used now, leave no core behind; Control-C is for the starter.
+
+    On Windows the starter has bounded it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
