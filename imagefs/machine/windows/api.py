@@ -27,6 +27,7 @@ ERROR_FILE_NOT_FOUND = 2
 ERROR_PATH_NOT_FOUND = 3
 ERROR_ACCESS_DENIED = 5
 ERROR_INVALID_HANDLE = 6
+ERROR_INVALID_DATA = 13
 ERROR_NO_MORE_FILES = 18
 ERROR_WRITE_PROTECT = 19
 ERROR_NOT_READY = 21
@@ -191,6 +192,7 @@ def split_strings(text: str) -> list[str]:
 
 if sys.platform == "win32":
     _SE_PRIVILEGE_ENABLED = 2
+    _SEM_FAILCRITICALERRORS = 1
     _TOKEN_RIGHTS = 0x28  # TOKEN_ADJUST_PRIVILEGES | TOKEN_QUERY
     _INVALID_HANDLE = ctypes.c_void_p(-1).value
     _PATH_CHARS = 32768
@@ -220,6 +222,7 @@ if sys.platform == "win32":
         "QueryDosDeviceW": (_DWORD, _TEXT, _MEMORY, _DWORD),
         "GetDriveTypeW": (wintypes.UINT, _TEXT),
         "GetCurrentProcess": (_HANDLE,),
+        "SetErrorMode": (wintypes.UINT, wintypes.UINT),
     }  # fmt: skip
     _TOKEN_SIGNATURES = {
         "OpenProcessToken": (_BOOL, _HANDLE, _DWORD, _MEMORY),
@@ -235,8 +238,8 @@ if sys.platform == "win32":
         return library
 
     def _failed(call: str, data: bytes = b"") -> ApiError:
-        code = ctypes.get_last_error()
-        return ApiError(code, call, ctypes.FormatError(code), data)
+        code = ctypes.get_last_error() & 0xFFFFFFFF
+        return ApiError(code, call, ctypes.FormatError(ctypes.get_last_error()), data)
 
     class WindowsApi:
         """The calls of the system that runs; see Api."""
@@ -244,6 +247,7 @@ if sys.platform == "win32":
         def __init__(self) -> None:
             self._kernel = _declared("kernel32", _SIGNATURES)
             self._tokens = _declared("advapi32", _TOKEN_SIGNATURES)
+            self._kernel.SetErrorMode(_SEM_FAILCRITICALERRORS)  # a drive without a medium opens no window
 
         def create_file(self, path: str, access: int, share: int, disposition: int, flags: int) -> int:
             """Open a file or device."""
