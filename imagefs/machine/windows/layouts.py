@@ -1,8 +1,8 @@
 """What Windows' drivers answer to questions about disks and volumes: control codes and structures.
 
 Source: Microsoft, "winioctl.h header" (https://learn.microsoft.com/windows/win32/api/winioctl/), the page of
-each structure, which the comments name; control codes by the macro CTL_CODE of the same header. Little-endian,
-aligned as a 64-bit Windows does.
+each structure, which the comments name; control codes by the macro CTL_CODE of the same header. All is
+little-endian, and aligned as on a 64-bit Windows.
 """
 
 import re
@@ -50,8 +50,6 @@ _LAYOUT = struct.Struct("<II40s")
 # PARTITION_INFORMATION_EX: PartitionStyle, StartingOffset, PartitionLength, PartitionNumber,
 # RewritePartition, IsServicePartition, and a union of 112 bytes, of which the MBR's first is PartitionType
 _PARTITION = struct.Struct("<I4xqqI??2x112s")
-    "<B??xI16s"
-)  # PartitionType, BootIndicator, Recognized…, HiddenSectors, PartitionId
 _PARTITION_GPT = struct.Struct("<16s16sQ72s")  # PartitionType, PartitionId, Attributes, Name
 _EXTENTS = struct.Struct("<I4x")  # VOLUME_DISK_EXTENTS: NumberOfDiskExtents, then that many of
 _EXTENT = struct.Struct("<I4xqq")  # DISK_EXTENT: DiskNumber, StartingOffset, ExtentLength
