@@ -8,7 +8,10 @@ escapes in a tree, go the same way.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
+
+from mounters.winfsp_folding import fold
 
 LONGEST_NAME = 255  # UTF-16 units
 _PRIVATE = 0xF000
@@ -78,3 +81,28 @@ def _shortened(name: str) -> str:
     """Return a name that is too long with a hash of it instead of what does not fit."""
     digest = hashlib.blake2b(name.encode("utf-16-le", "surrogatepass"), digest_size=4).hexdigest()
     return with_ending(name, f"~{digest}")
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names of one directory as Windows takes them, no two of them equal but for case.
+
+    Which of several gets an ending depends on the names alone, not on their order: a name that Windows
+    takes as it is comes before one that was changed, then the first in alphabetical order.
+    """
+    shown = [windows_name(name) for name in names]
+    keys = [fold(name) for name in shown]
+    taken = set(keys)
+    if len(taken) == len(keys):
+        return shown
+    groups: dict[str, list[int]] = {}
+    for at, key in enumerate(keys):
+        groups.setdefault(key, []).append(at)
+    for _, group in sorted(item for item in groups.items() if len(item[1]) > 1):
+        group.sort(key=lambda at: (shown[at] != names[at], names[at]))
+        number = 2
+        for at in group[1:]:
+            while fold(with_ending(shown[at], f"~{number}")) in taken:
+                number += 1
+            shown[at] = with_ending(shown[at], f"~{number}")
+            taken.add(fold(shown[at]))
+    return shown

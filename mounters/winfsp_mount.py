@@ -1,0 +1,154 @@
+r"""Mount a tree on Windows through WinFsp.
+
+The forms of a mount point are "X:", a drive letter of the user's own; ``\\.\X:``, one for the whole machine,
+for which administrators may ask; a directory that does not exist; and "", the next free letter from Z
+downwards. One process can hold several mounts. Nothing of the process may read from them through a map of
+a file while it holds the interpreter's lock.
+"""
+
+import logging
+import re
+import string
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mounters.errors import MountError, MountPointError
+from mounters.session import MountOptions, Session
+from mounters.tree import Tree
+from mounters.winfsp_binding import create, delete, dispatcher_result, preflight, start, succeeded
+from mounters.winfsp_names import LONGEST_NAME
+from mounters.winfsp_operations import ALLOCATION_UNIT, BINDING, SECTOR, Operations, filetime
+from mounters.winfsp_security import own_descriptor
+
+log = logging.getLogger(__name__)
+
+LETTERS = string.ascii_uppercase[:2:-1]  # Z to D
+_FOREVER = 0xFFFFFFFF  # ms; this value alone lets Windows cache data and read ahead
+_POLL = 0.5  # seconds
+_LONGEST_PREFIX = 95  # UTF-16 units
+_LETTER = re.compile(r"(\\\\\.\\)?[A-Za-z]:")
+_NETWORK = re.compile(r"\\{1,2}([^\\/]+)((?:\\[^\\/]+)+)\\?")
+
+
+def open_session(tree: Tree, mountpoint: str, options: MountOptions) -> Session:
+    """Return the session that will mount ``tree``; nothing is mounted yet. Raises MountPointError."""
+    return WinfspSession(tree, mountpoint, options)
+
+
+class WinfspSession(Session):
+    """A mount through WinFsp.
+
+    ``mountpoint`` is where it is: of "" that is known when ``run`` calls ``mounted``.
+    """
+
+    def __init__(self, tree: Tree, mountpoint: str, options: MountOptions) -> None:
+        self.mountpoint = mountpoint
+        self._options = options
+        self._parameters = volume_parameters(options)
+        self._operations = Operations(
+            tree,
+            options.label,
+            _descriptor(options),
+            original_security=options.original_security,
+        )
+        self._stopping = threading.Event()
+
+    def run(self, mounted: Callable[[], None]) -> None:
+        """Mount, call ``mounted``, answer until stopped. Raises MountError."""
+        file_system = self._mount()
+        try:
+            mounted()
+            self._wait(file_system)
+        finally:
+            delete(BINDING, file_system)
+            self._operations.close_all()
+
+    def stop(self) -> None:
+        """Make ``run`` unmount and return."""
+        self._stopping.set()
+
+    def _mount(self) -> Any:
+        """Return the file system, mounted at the first place that can be had."""
+        refused: MountError | None = None
+        for place in self._places():
+            file_system = create(BINDING, place, self._operations, dict(self._parameters))
+            try:
+                start(BINDING, file_system)
+            except MountPointError as error:  # taken since it was found free
+                refused = error
+                continue
+            self.mountpoint = place
+            return file_system
+        raise refused or MountPointError("no drive letter is free")
+
+    def _places(self) -> Iterator[str]:
+        """Give where to mount; more than one place where any letter will do."""
+        network = bool(self._options.network)
+        if self.mountpoint:
+            check_place(self.mountpoint, network=network)
+            if not preflight(BINDING, self.mountpoint, network=network):
+                raise MountPointError(f"{self.mountpoint} is in use")
+            yield self.mountpoint
+            return
+        for letter in LETTERS:
+            if preflight(BINDING, f"{letter}:", network=network):
+                yield f"{letter}:"
+
+    def _wait(self, file_system: Any) -> None:
+        """Wait until the mount is to end. Raises MountError when the driver ends it."""
+        while not self._stopping.wait(_POLL):
+            result = dispatcher_result(BINDING, file_system)
+            if not succeeded(result):
+                raise MountError(f"{self.mountpoint}: WinFsp has ended the mount ({result:#010x})")
+
+
+def _descriptor(options: MountOptions) -> bytes:
+    try:
+        return own_descriptor(allow_other=options.allow_other)
+    except OSError as error:
+        raise MountError(f"cannot find out who mounts: {error}") from None
+
+
+def check_place(mountpoint: str, *, network: bool) -> None:
+    """Raise MountPointError for a mount point that is neither a letter nor a directory that can be made."""
+    if _LETTER.fullmatch(mountpoint):
+        return
+    if network:
+        raise MountPointError(f"{mountpoint}: a network drive needs a letter, such as X:")
+    path = Path(mountpoint)
+    if path.exists() or path.is_symlink():
+        raise MountPointError(f"{mountpoint} exists: WinFsp makes the directory itself, and removes it again")
+    if not path.parent.is_dir():
+        raise MountPointError(f"{path.parent} is no directory: {mountpoint} would be made in it")
+
+
+def volume_parameters(options: MountOptions) -> dict[str, Any]:
+    """Return the parameters of the volume. Raises MountPointError for a network name that is none."""
+    parameters: dict[str, Any] = {
+        "sector_size": SECTOR,
+        "sectors_per_allocation_unit": ALLOCATION_UNIT // SECTOR,
+        "max_component_length": LONGEST_NAME,
+        "volume_creation_time": filetime(options.created) if options.created else 0,
+        "volume_serial_number": options.serial or zlib.crc32(options.source.encode()) or 1,
+        "file_info_timeout": _FOREVER,
+        "case_sensitive_search": 0,
+        "case_preserved_names": 1,
+        "unicode_on_disk": 1,
+        "persistent_acls": 1,
+        "read_only_volume": 1,
+        "post_cleanup_when_modified_only": 1,
+        "um_file_context_is_user_context2": 1,
+        "named_streams": 0,
+        "reparse_points": 0,
+        "file_system_name": "imagefs",  # 7 characters are all that winfspy passes on
+    }
+    if options.network:
+        found = _NETWORK.fullmatch(options.network)
+        prefix = f"\\{found[1]}{found[2]}" if found else ""
+        if not found or len(prefix.encode("utf-16-le")) // 2 > _LONGEST_PREFIX:
+            raise MountPointError(rf"{options.network}: not a network name such as \\imagefs\disk")
+        parameters["prefix"] = prefix
+    return parameters
