@@ -19,7 +19,7 @@ from imagefs.imaging.options import BackupOptions, Listener
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
 from imagefs.imaging.target import largest_file
-from imagefs.imaging.unfinished import SUFFIX, Unfinished
+from imagefs.imaging.unfinished import STATE, SUFFIX, Unfinished
 
 
 def begin(
@@ -54,6 +54,7 @@ def begin(
         "parent": None,
         "disk_numbers": [disk.record.number for disk in plan.disks],
         "options": options.document(),
+        "snapshots": source.snapshots.id if source.snapshots is not None else "",
     }
     if password is None and options.aes is not None:
         raise UsageError("encryption needs a password", hint="--password-file or IMAGEFS_PASSWORD")
@@ -72,6 +73,8 @@ def begin(
     plan = plan.numbered(job["disk_numbers"])
     job["fingerprint"] = plan.fingerprint()
     name = f"{image_id}-{job['increment']:02}-{job['file_number']:02}{SUFFIX}"
+    if source.snapshots is not None:
+        source.snapshots.needed_by(folder / name / STATE)
     return Unfinished.create(folder / name, job), parent
 
 

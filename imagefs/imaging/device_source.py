@@ -153,6 +153,11 @@ def hold_file(wanted: Wanted, fd: int, spans: Sequence[tuple[int, int]], owned: 
     return warnings + (_live_or_refused(wanted, written) if written else [])
 
 
+def drop_snapshots(name: str) -> None:
+    """Do nothing: LVM's snapshots never outlive a run."""
+    del name
+
+
 def _find_uses(wanted: Wanted, warnings: list[str]) -> Uses | None:
     """Return what uses the machine's devices; None, and a warning, where that can't be told and may be.
 

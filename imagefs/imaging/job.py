@@ -14,6 +14,7 @@ from imagefs.imaging.options import BackupOptions, BackupReport, Listener
 from imagefs.imaging.plan import Plan, make_plan
 from imagefs.imaging.sources import Source, open_source
 from imagefs.imaging.target import write_error
+from imagefs.imaging.this_machine import drop_snapshots
 from imagefs.imaging.unfinished import State, Unfinished, find_unfinished, is_unfinished, sync_folder
 
 
@@ -64,7 +65,9 @@ def resume(
         run = Unfinished.open(run.folder)  # as it is now that nobody else writes
         owned.enter_context(_naming(run, listener))
         if run.state.moves:
-            return report_of(run, run.move_into_set(), 0.0)
+            report = report_of(run, run.move_into_set(), 0.0)
+            _drop_snapshots(run)
+            return report
         try:
             options = BackupOptions.of(run.job["options"])
         except (KeyError, TypeError, ImagingError) as error:
@@ -72,7 +75,7 @@ def resume(
                 f"its job is damaged ({error!r})", path=run.folder, hint="--discard drops it"
             ) from error
         source, fingerprint = Path(run.job["source"]), run.job["fingerprint"]
-        opened = _open(source, options, source_password, owned)
+        opened = _open(source, options, source_password, owned, str(run.job.get("snapshots", "")))
         plan = _plan(opened, options, listener)
         if plan.fingerprint() != fingerprint:
             raise RefusedError(
@@ -96,7 +99,14 @@ def discard(folder: str | os.PathLike[str]) -> Path:
             run = Unfinished.open(path)
         run.take_back()
         run.drop()
+        _drop_snapshots(run)
     return path
+
+
+def _drop_snapshots(run: Unfinished) -> None:
+    """Remove the snapshots that a run kept while it was unfinished."""
+    if name := run.job.get("snapshots"):
+        drop_snapshots(str(name))
 
 
 @contextmanager
@@ -125,7 +135,9 @@ def _the_unfinished(folder: Path) -> Path:
     return found[0].absolute()
 
 
-def _open(path: Path, options: BackupOptions, password: str | None, owned: ExitStack) -> Source:
+def _open(
+    path: Path, options: BackupOptions, password: str | None, owned: ExitStack, snapshots: str = ""
+) -> Source:
     return owned.enter_context(
         open_source(
             path,
@@ -135,6 +147,7 @@ def _open(path: Path, options: BackupOptions, password: str | None, owned: ExitS
             direct=options.direct,
             sector_size=options.sector_size,
             partitions=options.partitions,
+            snapshots=snapshots,
         )
     )
 
@@ -169,6 +182,7 @@ def _complete(run: Unfinished, listener: Listener, *, is_same: bool) -> None:
     if run.state.moves:
         for done in run.move_into_set():
             listener.say(f"completed {done}, which an interruption had left without its name")
+        _drop_snapshots(run)
     elif is_same:
         raise RefusedError(
             "an unfinished backup of this source is here",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from formats.blockreader import BlockReader, SliceReader
 from formats.errors import FormatError
@@ -58,6 +58,17 @@ class SourceDisk:
         return [(part.offset, part.offset + part.size) for part in self.partitions]
 
 
+class KeptSnapshots(Protocol):
+    """Snapshots that outlive the run that made them, while an unfinished backup needs them."""
+
+    @property
+    def id(self) -> str:
+        """The name by which the backup that goes on asks for them."""
+
+    def needed_by(self, state: Path) -> None:
+        """Keep them for as long as this file exists; raises SnapshotError."""
+
+
 @dataclass
 class OpenedDevice:
     """A device that is ready to be imaged."""
@@ -66,6 +77,7 @@ class OpenedDevice:
     disk: SourceDisk
     warnings: list[str] = field(default_factory=list)
     checks: list[Callable[[], None]] = field(default_factory=list)
+    snapshots: KeptSnapshots | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ class Wanted:
     direct: bool
     sector_size: int | None
     partitions: frozenset[int]  # empty: all
+    snapshots: str = ""  # those to read again, by their name
 
 
 def find_partitions(

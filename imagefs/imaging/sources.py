@@ -22,6 +22,7 @@ from formats.partition_table import Kind, read_table
 from imagefs.errors import RefusedError, SnapshotError, SourceReadError, UsageError
 from imagefs.imaging.source_disk import (
     SECTOR_SIZES,
+    KeptSnapshots,
     SourceDisk,
     SourcePartition,
     Wanted,
@@ -43,18 +44,20 @@ class Source:
     """An opened source, used in a ``with`` statement or closed.
 
     ``kind`` is "disk", "partition", "file" or "image"; ``warnings`` are lines to be shown; ``files`` are the
-    files or the device that it is read from.
+    files or the device that it is read from; ``snapshots`` are what an unfinished backup of it needs again.
     """
 
     def __init__(
         self, path: Path, kind: str, disks: Sequence[SourceDisk], warnings: Sequence[str], owned: ExitStack,
         checks: Sequence[Callable[[], None]] = (), files: Sequence[Path] = (),
+        snapshots: KeptSnapshots | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.kind = kind
         self.files = tuple(files) or (path,)
         self.disks = tuple(disks)
         self.warnings = tuple(warnings)
+        self.snapshots = snapshots
         self._owned = owned
         self._checks = tuple(checks)
 
@@ -93,18 +96,20 @@ def open_source(
     direct: bool = False,
     sector_size: int | None = None,
     partitions: Sequence[int] = (),
+    snapshots: str = "",
 ) -> Source:
     """Open a block device, a partition's device, a disk or volume file, or an image; always read-only.
 
     ``live`` allows what is mounted read-write to be imaged as it is; ``snapshot`` takes one where the source
     is a logical volume. ``direct`` passes the cache by. ``sector_size`` in bytes is found out where it is
-    None; ``partitions`` are the numbers to image, all where it is empty.
+    None; ``partitions`` are the numbers to image, all where it is empty. ``snapshots`` is the name of those
+    that an unfinished backup kept, which are read again.
 
     Raises UsageError for what is not there or unknown partition numbers, RefusedError for a source that is
     in use or whose partitions overlap, SourceReadError, SnapshotError, and the FormatErrors of images and
     partition tables.
     """
-    wanted = Wanted(path, live, snapshot, direct, sector_size, frozenset(partitions))
+    wanted = Wanted(path, live, snapshot, direct, sector_size, frozenset(partitions), snapshots)
     if sector_size is not None and sector_size not in SECTOR_SIZES:
         raise UsageError(f"a sector can't have {sector_size} bytes")
     try:
@@ -118,7 +123,10 @@ def open_source(
         if is_disk:
             opened = open_device(wanted, owned)
             warnings = opened.warnings + table_warnings(opened.disk)
-            return Source(path, opened.kind, [opened.disk], warnings, owned.pop_all(), opened.checks)
+            return Source(
+                path, opened.kind, [opened.disk], warnings, owned.pop_all(), opened.checks,
+                snapshots=opened.snapshots,
+            )  # fmt: skip
         if is_file:
             return _open_image(wanted, password, owned) or _open_file(wanted, owned)
     raise UsageError("neither a disk, nor a disk file, nor an image", path=path)

@@ -10,13 +10,15 @@ meanwhile: in use it is refused, or a snapshot is read in its place. What has to
 ``hold_file(wanted, fd, spans, owned)`` makes as sure as can be that nobody writes to a disk file, open as
 ``fd``, while it is read. ``spans`` are the starts and ends of the partitions to image. Returns lines to be
 shown; raises RefusedError where somebody does, unless ``wanted.live``.
+
+``drop_snapshots(name)`` removes those that a backup kept which is unfinished no more; raises SnapshotError.
 """
 
 import sys
 
 if sys.platform == "win32":
-    from imagefs.imaging.windows_source import hold_file, is_device, open_device
+    from imagefs.imaging.windows_source import drop_snapshots, hold_file, is_device, open_device
 else:
-    from imagefs.imaging.device_source import hold_file, is_device, open_device
+    from imagefs.imaging.device_source import drop_snapshots, hold_file, is_device, open_device
 
-__all__ = ["hold_file", "is_device", "open_device"]
+__all__ = ["drop_snapshots", "hold_file", "is_device", "open_device"]

@@ -31,6 +31,7 @@ from imagefs.errors import RefusedError, TargetWriteError
 from imagefs.imaging.target import Retries, Syncer, with_retries, write_all, write_error
 
 SUFFIX = ".unfinished"
+STATE = "state.json"
 _NAME = re.compile(r"[0-9A-F]{16}-[0-9]{2,}-[0-9]{2,}\.unfinished")
 TAGGED_ELEMENT = np.dtype([*((name, DELTA_ELEMENT[name]) for name in DELTA_ELEMENT.names or ()),
                            ("tag", "V16")])  # fmt: skip
@@ -123,7 +124,7 @@ class Unfinished:
         try:
             job = json.loads((folder / "job.json").read_bytes())
             _check_job(job)
-            state = State.of(json.loads((folder / "state.json").read_bytes()))
+            state = State.of(json.loads((folder / STATE).read_bytes()))
         except OSError as error:
             raise RefusedError(
                 f"this unfinished backup can't be gone on with: {error.strerror}: {error.filename}",
@@ -146,11 +147,11 @@ class Unfinished:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left but what an interrupted start or removal leaves."""
-        return not (self.folder / "state.json").exists()
+        return not (self.folder / STATE).exists()
 
     def save(self, retries: Retries = _ONCE) -> None:
         """Make the state durable."""
-        path = self.folder / "state.json"
+        path = self.folder / STATE
         with_retries(lambda: _replace(path, self.state.document()), retries, path)
 
     def move_into_set(self) -> list[Path]:
@@ -190,7 +191,7 @@ class Unfinished:
         """Remove the folder."""
         try:
             # The state goes first: what is left of a removal that was interrupted claims nothing.
-            (self.folder / "state.json").unlink(missing_ok=True)
+            (self.folder / STATE).unlink(missing_ok=True)
             shutil.rmtree(self.folder)
             sync_folder(self.folder.parent)
         except OSError as error:

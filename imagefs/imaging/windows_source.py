@@ -12,6 +12,7 @@ from pathlib import Path
 from formats.files_windows import SHARING_VIOLATION, open_unwritten
 from imagefs.errors import RefusedError, SourceReadError
 from imagefs.imaging.source_disk import OpenedDevice, Wanted
+from imagefs.machine.windows import shadow_copies
 
 
 def is_device(path: Path) -> bool:
@@ -23,6 +24,11 @@ def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
     """Refuse: only files are read here."""
     del owned
     raise RefusedError("disks are not imaged on Windows", path=wanted.path)
+
+
+def drop_snapshots(name: str) -> None:
+    """Remove the shadow copies that an unfinished backup kept."""
+    shadow_copies.release(name, shadow_copies.running_system())
 
 
 def hold_file(wanted: Wanted, fd: int, spans: Sequence[tuple[int, int]], owned: ExitStack) -> list[str]:
