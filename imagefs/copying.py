@@ -3,27 +3,28 @@
 import errno
 import os
 import stat
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError, FormatError
+from formats.files import open_file, sync, truncate, write_at
 from imagefs.filesystems import GoneError, RecoveryState
 from imagefs.left_out import bytes_left_out
 from imagefs.readahead import ReadAheadHandle
-from imagefs.stream_copies import copy_ntfs_attributes, copy_streams
+from imagefs.stream_copies import finish, leads_to_directory, system
+from imagefs.target_names import Doubts, is_same, may_be_one, may_be_short
 from imagefs.tree import ImageTree
 from mounters.tree import Attributes, NodeType
 
 _STEP = 1 << 20  # bytes read at a time
 _WORKERS = 4  # files copied at once: two cores decode while others wait for the target
+_LEAST_HOLE = 1 << 16  # bytes; Windows keeps files with holes in a way of its own
+_TAKEN = "another file of this copy has its name"
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -34,7 +35,8 @@ class CopyResult:
 
     ``left_out`` are paths beside the files of a volume, such as $Deleted, which are copied when they are
     named; ``incomplete`` has a line for each file of which the image leaves something out on purpose, as of
-    paging files: zeros in the copy. ``deleted`` counts deleted files by what was left of them.
+    paging files: zeros in the copy. ``deleted`` counts deleted files by what was left of them. ``renamed``
+    has what Windows takes no name of, or another one but for case: its path, and its name in the copy.
     """
 
     files: int = 0
@@ -43,6 +45,7 @@ class CopyResult:
     left_out: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
     deleted: Counter[RecoveryState] = field(default_factory=Counter)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,22 @@ class _Made:
 class _Copy:
     """One call of ``copy_out``."""
 
-    def __init__(self, tree: ImageTree, *, overwrite: bool, streams: bool, progress: Progress) -> None:
+    def __init__(
+        self, tree: ImageTree, *, overwrite: bool, streams: bool, security: bool, progress: Progress
+    ) -> None:
         self.tree = tree
         self.overwrite = overwrite
         self.streams = streams
+        self.security = security
         self.result = CopyResult()
-        self._umask = os.umask(0o022)
-        os.umask(self._umask)
         self._progress = progress
         self._total = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._targets: set[Path] = set()
-        self.directories: list[_Job] = []
+        self._folders: dict[Path, list[Path]] = {}  # those of this copy, by what they are in
+        self.doubts = Doubts(())
+        self.directories: list[tuple[_Job, bool]] = []  # and whether each was made here
         self.files: list[_Job] = []
         self.links: list[_Job] = []  # further names of what is in ``files``
         self._linked: set[int] = set()  # inodes of files with several names
@@ -97,6 +103,14 @@ class _Copy:
             self.result.bytes += size
             self._progress(self.result.bytes, self._total)
 
+    def place(self, path: str, folder: Path) -> Path:
+        """Return where what is at a path is copied to in a folder."""
+        name = path.rstrip("/").rpartition("/")[2]
+        (given,) = system.target_names([name]) if name else [name]
+        if given != name:
+            self.result.renamed.append((path.strip("/"), given))
+        return folder / given
+
     def collect(self, job: _Job) -> None:
         """Make the directories, and list what goes into them."""
         waiting = [job]
@@ -105,9 +119,7 @@ class _Copy:
             job = waiting.pop()
             if job.attributes.type is not NodeType.DIRECTORY:
                 if job.target in self._targets:
-                    self.fail(
-                        job.path, FileExistsError(errno.EEXIST, "another file of this copy has its name")
-                    )
+                    self.fail(job.path, FileExistsError(errno.EEXIST, _TAKEN))
                     continue
                 self._targets.add(job.target)
                 if job.attributes.type is NodeType.FILE and job.attributes.links > 1:
@@ -123,12 +135,13 @@ class _Copy:
                     raise DamagedError("the directory has another place as well")
                 seen.add(job.attributes.inode)
                 entries = self.tree.entries_with_attributes(job.attributes.inode)
-                _make_directory(job.target)  # not before: an empty one would tell that nothing is in it
+                # Not made before: an empty one would tell that nothing is in it.
+                self.directories.append((job, self._make_directory(job.target)))
             except (OSError, FormatError) as error:
                 self.fail(job.path, error)
                 continue
-            self.directories.append(job)
-            for entry, attributes in entries:
+            names = system.target_names([entry.name for entry, _ in entries])
+            for (entry, attributes), name in zip(entries, names, strict=True):
                 path = f"{job.path}/{entry.name}"
                 if self.tree.is_added(entry.inode):
                     self.result.left_out.append(path)
@@ -139,7 +152,31 @@ class _Copy:
                 except (OSError, FormatError) as error:
                     self.fail(path, error)
                 else:
-                    waiting.append(_Job(path, job.target / entry.name, known))
+                    waiting.append(_Job(path, job.target / name, known))
+                    if name != entry.name:
+                        self.result.renamed.append((path, name))
+
+    def _make_directory(self, path: Path) -> bool:
+        """Make a directory, or use the one that is there, never one behind a link; return whether it is new.
+
+        Raises FileExistsError where another one of this copy is found by its name.
+        """
+        others = self._folders.setdefault(path.parent, [])
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                raise
+            for other in others:
+                alike = may_be_short(path.name) or may_be_one(path.name) == may_be_one(other.name)
+                if alike and other.name != path.name and is_same(other, path):
+                    raise FileExistsError(
+                        errno.EEXIST, f"another directory of this copy, {other.name}, has its name there"
+                    ) from None
+            others.append(path)
+            return False
+        others.append(path)
+        return True
 
     def copy(self, job: _Job) -> None:
         """Copy one file or link."""
@@ -178,25 +215,23 @@ class _Copy:
                 return False
             if _identity(scratch.lstat()) != made.identity:
                 return False  # somebody put another file there
-            if self.overwrite:
-                scratch.replace(job.target)
-            else:
-                os.link(scratch, job.target)
+            self._place(scratch, job.target)
         finally:
-            scratch.unlink(missing_ok=True)  # also where replacing did nothing: it was the same file already
+            system.discard(scratch)  # also where replacing did nothing: it was the same file already
         with self._lock:
             self.result.files += 1
         return True
 
     def _link(self, job: _Job) -> None:
-        target = self.tree.read_link(job.attributes.inode)
+        text = self.tree.read_link(job.attributes.inode)
         self._refuse_existing(job.target)
         scratch = _scratch(job.target)
-        scratch.symlink_to(target)
+        is_directory = leads_to_directory(self.tree, job.path, job.attributes.inode, text)
         try:
+            system.make_link(scratch, system.link_text(text), is_directory=is_directory)
             self._put(scratch, job)
         except BaseException:
-            scratch.unlink(missing_ok=True)
+            system.discard(scratch)
             raise
 
     def _file(self, job: _Job) -> None:
@@ -206,16 +241,18 @@ class _Copy:
             with self._lock:
                 self.result.deleted[recovery.state] += 1
         reader = self.tree.open_reader(job.attributes.inode)
-        number, name = tempfile.mkstemp(prefix=".", suffix=".imagefs", dir=job.target.parent)
-        scratch = Path(name)
+        scratch = _scratch(job.target)
+        fd = open_file(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(number, "wb", buffering=0) as file:
-                gone = self._write(reader, file, job.attributes.inode)
+            try:
+                gone = self._write(reader, fd, job.attributes.inode)
                 if self.overwrite:
-                    os.fsync(file.fileno())  # what it replaces is given up only for what is safely there
+                    sync(fd)  # what it replaces is given up only for what is safely there
+            finally:
+                os.close(fd)
             identity = self._put(scratch, job)
         except BaseException:
-            scratch.unlink(missing_ok=True)
+            system.discard(scratch)
             raise
         if gone:
             reason = f"{RecoveryState.PARTLY}: {gone} of its {reader.size} bytes are gone; the copy has holes"
@@ -227,12 +264,14 @@ class _Copy:
         if job.attributes.inode in self._linked:
             self._made[job.attributes.inode] = _Made(job.target, identity)
 
-    def _write(self, reader: BlockReader, target: RawIOBase, inode: int) -> int:
+    def _write(self, reader: BlockReader, target: int, inode: int) -> int:
         """Write data runs; holes stay holes. Return how many bytes of a deleted file are left out: gone."""
         gone = 0
         with ReadAheadHandle(reader) as handle:
             for extent in reader.extents():
                 if not extent.is_data:
+                    if extent.length >= _LEAST_HOLE:
+                        system.make_sparse(target)
                     self.done(extent.length)
                     continue
                 for offset in range(extent.offset, extent.end, _STEP):
@@ -240,16 +279,14 @@ class _Copy:
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     end = min(offset + _STEP, extent.end)
                     try:
-                        _put_at(target, offset, handle.read(offset, end - offset))
+                        _write_all(target, offset, handle.read(offset, end - offset))
                     except GoneError:
                         gone += self._write_what_is_left(reader, target, inode, offset, end)
                     self.done(end - offset)
-        target.truncate(reader.size)
+        truncate(target, reader.size)
         return gone
 
-    def _write_what_is_left(
-        self, reader: BlockReader, target: RawIOBase, inode: int, start: int, end: int
-    ) -> int:
+    def _write_what_is_left(self, reader: BlockReader, target: int, inode: int, start: int, end: int) -> int:
         """Write a deleted file's clusters that are left, and return how many bytes of it are gone."""
         file_system = self.tree.file_system(inode)
         step = file_system.block_size if file_system is not None else _STEP
@@ -257,50 +294,48 @@ class _Copy:
         for offset in range(start, end, step):
             length = min(step, end - offset)
             try:
-                _put_at(target, offset, reader.read_at(offset, length))
+                _write_all(target, offset, reader.read_at(offset, length))
             except GoneError:
                 gone += length
         return gone
 
     def _put(self, scratch: Path, job: _Job) -> tuple[int, ...]:
         """Give a finished file its times and its name, and return what it is known by."""
-        is_link = job.attributes.type is NodeType.LINK
-        if not is_link:
-            scratch.chmod((job.attributes.mode | stat.S_IWUSR) & 0o777 & ~self._umask)
-        self.keep_streams(scratch, job)
-        _set_times(scratch, job.attributes)
+        self.finish(scratch, job)
         identity = _identity(scratch.lstat())
-        if self.overwrite:
-            scratch.replace(job.target)
-        elif is_link:
-            self._refuse_existing(job.target)
-            scratch.rename(job.target)
-        else:
-            # A link, unlike a rename, fails when someone has put a file there meanwhile.
-            try:
-                os.link(scratch, job.target)
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without hard links
-                self._refuse_existing(job.target)
-                scratch.rename(job.target)
-            else:
-                scratch.unlink()
+        self._place(scratch, job.target)
         return identity
 
-    def keep_streams(self, copy: Path, job: _Job) -> None:
-        """Give a copy what its node has beside data, if that is wanted."""
-        if not self.streams:
-            return
-        inode = job.attributes.inode
-        for name, error in copy_streams(self.tree, inode, copy, overwrite=self.overwrite):
-            self.fail(f"{job.path}:{name}" if name else job.path, error)
-        for _, error in copy_ntfs_attributes(self.tree, inode, copy):
-            self.fail(job.path, error)
+    def finish(self, copy: Path, job: _Job, *, is_new: bool = True) -> None:
+        """Give a copy what its node has beside data; the rights of a folder that was there stay."""
+        for name, error in finish(
+            self.tree,
+            job.attributes,
+            copy,
+            streams=self.streams,
+            security=self.security and is_new,
+            overwrite=self.overwrite,
+        ):
+            if name or is_new or isinstance(error, FormatError):
+                self.fail(f"{job.path}:{name}" if name else job.path, error)
+
+    def _place(self, scratch: Path, target: Path) -> None:
+        self._refuse_existing(target)
+        try:
+            system.put(scratch, target, overwrite=self.overwrite)
+        except FileExistsError as error:
+            raise _exists(target) from error
+        with self._lock:
+            self.doubts.made(target)
 
     def _refuse_existing(self, target: Path) -> None:
+        if target in self.doubts:
+            with self._lock:
+                other = self.doubts.other(target)
+            if other is not None:
+                raise FileExistsError(errno.EEXIST, f"{_TAKEN} there: {other.name}")
         if not self.overwrite and os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "is there already; --overwrite replaces it", str(target))
+            raise _exists(target)
 
 
 def copy_out(
@@ -310,21 +345,24 @@ def copy_out(
     *,
     overwrite: bool = False,
     streams: bool = False,
+    security: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> CopyResult:
     """Copy nodes of a tree, directories with all that is in them.
 
     ``target`` is a directory to copy into, or, for one path, a name that is not there yet or a file to
-    replace. Times, holes and links are kept, hard ones among what is copied. With ``streams``, so are named
-    streams, as ``user.`` extended attributes, on Windows as streams, and on NTFS the time of creation and
-    the file attributes. Each file is written under a temporary name in its folder and renamed; what is there
-    is never replaced unless ``overwrite``. What can't be copied is told in the result, and the rest goes on.
-    Raises OSError when a path is not in the tree or the target is no place for it, FormatError when a path
-    can't be read.
+    replace. Times, holes and links are kept, hard ones among what is copied; on Windows also file attributes.
+    With ``streams``, so are named streams, as ``user.`` extended attributes, on Windows as streams, and where
+    Linux has NTFS the time of creation and the file attributes. With ``security``, so are the security
+    descriptors of NTFS; folders that were there keep theirs. Each file is written under a temporary name in
+    its folder and renamed; what is there is never replaced unless ``overwrite``. What can't be copied is told
+    in the result, and the rest goes on. Raises OSError when a path is not in the tree or the target is no
+    place for it, FormatError when a path can't be read, RefusedError when there are no descriptors at the
+    target or the user may not set them.
     """
-    copy = _Copy(tree, overwrite=overwrite, streams=streams, progress=progress)
-    is_named_as_folder = os.fspath(target).endswith(os.sep)
-    target = Path(target)
+    copy = _Copy(tree, overwrite=overwrite, streams=streams, security=security, progress=progress)
+    is_named_as_folder = os.fspath(target).endswith((os.sep, os.altsep or os.sep))
+    target = system.target_path(target)
     into = target.is_dir()
     if not into and len(paths) > 1:
         raise NotADirectoryError(
@@ -334,45 +372,46 @@ def copy_out(
         raise NotADirectoryError(errno.ENOTDIR, "there is no such folder", str(target))
     if not into and not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+    if security:
+        system.require_security(target if into else target.parent)
     jobs = []
     for path in paths:
         attributes = tree.attributes(tree.resolve(path))
-        name = path.rstrip("/").rpartition("/")[2]
-        jobs.append(_Job(path.strip("/"), target / name if into else target, attributes))
+        jobs.append(_Job(path.strip("/"), copy.place(path, target) if into else target, attributes))
     for job in jobs:
         copy.collect(job)
+    copy.doubts = Doubts(job.target for job in (*copy.files, *copy.links))
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            futures: list[Future[None]] = [pool.submit(copy.copy, job) for job in copy.files]
+            futures: list[Future[None]] = [
+                pool.submit(copy.copy, job) for job in copy.files if job.target not in copy.doubts
+            ]
             for future in futures:
                 future.result()
         except BaseException:
             copy.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    for job in copy.files:
+        if job.target in copy.doubts:
+            copy.copy(job)
     for job in copy.links:
         copy.link(job)
-    for job in reversed(copy.directories):  # the innermost first: what comes into one changes its time
-        copy.keep_streams(job.target, job)
-        with suppress(OSError):
-            _set_times(job.target, job.attributes)
+    # The innermost first: what is put into one changes its time.
+    for job, is_new in reversed(copy.directories):
+        copy.finish(job.target, job, is_new=is_new)
     return copy.result
 
 
-def _put_at(target: RawIOBase, offset: int, content: bytes) -> None:
-    target.seek(offset)
+def _write_all(fd: int, offset: int, content: bytes) -> None:
     data = memoryview(content)
     while data:
-        data = data[target.write(data) or 0 :]
+        written = write_at(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
-def _make_directory(path: Path) -> None:
-    """Make a directory, or use the one that is there; never one behind a link."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            raise
+def _exists(target: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "is there already; --overwrite replaces it", str(target))
 
 
 def _scratch(target: Path) -> Path:
@@ -386,11 +425,5 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 def _check_name(name: str) -> None:
     """Refuse names that would lead elsewhere: a damaged or hostile file system can hold them."""
-    separators = {"/", os.sep, os.altsep, "\0"} - {None}
-    if name in ("", ".", "..") or any(char in name for char in separators if char):
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise OSError(errno.EINVAL, "the name can't be used in a file system here")
-
-
-def _set_times(path: Path, attributes: Attributes) -> None:
-    with suppress(NotImplementedError, OverflowError):
-        os.utime(path, ns=(attributes.accessed, attributes.modified), follow_symlinks=False)

@@ -1,30 +1,71 @@
-"""Streams and NTFS's own attributes of files that are copied: where the target keeps them."""
+"""What a copy gets of a file beside its data: streams, rights, file attributes, times."""
 
-import errno
-import os
+import posixpath
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.blockreader import BlockReader
 from formats.errors import FormatError
-from imagefs.tree import ImageTree
+from imagefs.tree import ImageTree, own_number
+from mounters.tree import Attributes, NodeType
 
-# As ntfs-3g takes them. All times, not that of creation alone: others that are set after it are lost.
-_NTFS = ("system.ntfs_attrib_be", "system.ntfs_times_be")  # a link of ntfs-3g is one by the former
-_UNKNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # what other file systems say to them
-_LIMIT = 1 << 16  # bytes of an extended attribute; Linux takes no larger ones
-_TOO_LARGE = (errno.E2BIG, errno.ENOSPC, errno.ERANGE)
-_STEP = 1 << 20  # bytes read at a time
+if sys.platform == "win32":
+    from imagefs import copies_windows as system
+else:
+    from imagefs import copies_posix as system
+
+__all__ = ["finish", "leads_to_directory", "system"]
+
+_FLAGS, _TIMES, _DESCRIPTOR = "system.ntfs_attrib_be", "system.ntfs_times_be", "system.ntfs_acl"
+_FLAG_DIRECTORY = 0x10  # FILE_ATTRIBUTE_DIRECTORY, also of a link to one
 
 Failure = tuple[str, Exception]  # a stream's name, "" for the file itself; why it is not kept
 
 
-def copy_streams(tree: ImageTree, inode: int, target: Path, *, overwrite: bool) -> Iterator[Failure]:
-    """Give a copy the streams of a node, and yield those that it can't hold.
+def finish(
+    tree: ImageTree, known: Attributes, copy: Path, *, streams: bool, security: bool, overwrite: bool
+) -> Iterator[Failure]:
+    """Give a copy what its node has beside data, in the order in which nothing undoes another.
 
-    They become ``user.`` extended attributes, on Windows streams.
+    Yields what can't be kept. ``streams`` are named ones, on Linux with them the file attributes and times of
+    NTFS; ``security`` is the security descriptor.
     """
+    if streams:
+        yield from _copy_streams(tree, known.inode, copy, overwrite=overwrite)
+    if security:
+        yield from _copy_security(tree, known.inode, copy)
+    flags = times = None
+    if streams or not system.FLAGS_ON_REQUEST:
+        try:
+            flags = None if _is_volume(tree, known.inode) else file_attributes(tree, known.inode)
+            times = _value(tree, known.inode, _TIMES)
+        except FormatError as error:
+            yield "", error
+    try:
+        system.set_attributes(copy, known, flags, times)
+    except OSError as error:
+        yield "", error
+
+
+def file_attributes(tree: ImageTree, inode: int) -> int | None:
+    """Return a node's file attributes, None where it has none; FormatError where they can't be read."""
+    value = _value(tree, inode, _FLAGS)
+    return None if value is None else int.from_bytes(value, "big")
+
+
+def leads_to_directory(tree: ImageTree, path: str, inode: int, text: str) -> bool:
+    """Whether a link at ``path`` leads to a directory: its record says so, or what is there in the tree."""
+    try:
+        flags = file_attributes(tree, inode)
+        if flags is not None and flags & _FLAG_DIRECTORY:
+            return True
+        there = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), text))
+        return tree.attributes(tree.resolve(there)).type is NodeType.DIRECTORY
+    except (OSError, FormatError):
+        return False
+
+
+def _copy_streams(tree: ImageTree, inode: int, copy: Path, *, overwrite: bool) -> Iterator[Failure]:
     try:
         streams = tree.streams(inode)
     except FormatError as error:
@@ -32,53 +73,29 @@ def copy_streams(tree: ImageTree, inode: int, target: Path, *, overwrite: bool) 
         return
     for name, _, _ in streams:
         try:
-            reader = tree.open_stream(inode, name)
-            if sys.platform == "win32":
-                _write_stream(reader, target.with_name(f"{target.name}:{name}"), overwrite=overwrite)
-            else:
-                _write_attribute(reader, target, name, overwrite=overwrite)
+            system.write_stream(tree.open_stream(inode, name), copy, name, overwrite=overwrite)
         except (OSError, FormatError, ValueError) as error:  # ValueError: a name that no system takes
             yield name, error
 
 
-def copy_ntfs_attributes(tree: ImageTree, inode: int, target: Path) -> Iterator[Failure]:
-    """Give a copy on NTFS a node's times and, but for a link, file attributes; yield what can't be read."""
-    if sys.platform != "linux":
-        return
-    for name in _NTFS[1:] if target.is_symlink() else _NTFS:
-        try:
-            value = tree.extended_attribute(inode, name)
-        except OSError:  # of another file system
-            return
-        except FormatError as error:
-            yield "", error
-            return
-        try:
-            os.setxattr(target, name, value, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in _UNKNOWN:
-                return
-            yield "", error
-
-
-def _write_stream(reader: BlockReader, target: Path, *, overwrite: bool) -> None:
-    with target.open("wb" if overwrite else "xb") as file:
-        for offset in range(0, reader.size, _STEP):
-            file.write(reader.read_at(offset, min(_STEP, reader.size - offset)))
-
-
-def _write_attribute(reader: BlockReader, target: Path, name: str, *, overwrite: bool) -> None:
-    if sys.platform != "linux":
-        raise OSError(errno.ENOTSUP, "streams can't be kept in files here")
-    if reader.size > _LIMIT:
-        raise OSError(errno.E2BIG, f"{reader.size:,} bytes are too many for an extended attribute")
-    value = reader.read_at(0, reader.size)
+def _copy_security(tree: ImageTree, inode: int, copy: Path) -> Iterator[Failure]:
     try:
-        os.setxattr(target, f"user.{name}", value, 0 if overwrite else os.XATTR_CREATE, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in _TOO_LARGE:
-            said = f"the target takes no extended attribute of {reader.size:,} bytes here"
-            raise OSError(error.errno, said) from error
-        if error.errno in (errno.ENOTSUP, errno.EPERM):
-            raise OSError(error.errno, "the target takes no extended attributes here") from error
-        raise
+        descriptor = _value(tree, inode, _DESCRIPTOR)
+        if descriptor is not None:
+            system.set_security(copy, descriptor)
+    except (OSError, FormatError) as error:
+        yield "", error
+
+
+def _is_volume(tree: ImageTree, inode: int) -> bool:
+    """Whether a node is the root of a volume: hidden and of the system, which a folder would be then."""
+    file_system = tree.file_system(inode)
+    return file_system is not None and own_number(inode) == file_system.root
+
+
+def _value(tree: ImageTree, inode: int, name: str) -> bytes | None:
+    """Return an extended attribute, None where there is none, as of another file system."""
+    try:
+        return tree.extended_attribute(inode, name)
+    except OSError:
+        return None
