@@ -22,18 +22,15 @@ from typing import Self
 
 from mounters.background import ready_fd, report_failure, report_ready, start_in_background
 from mounters.errors import MountError, MountPointError
-from mounters.mountpoints import (
-    LINUX,
-    check_mountpoint,
-    find_mount,
-    is_mounted,
-    probe,
-    real_path,
-    set_read_ahead,
-    unmount,
-)
+from mounters.mountpoints import LINUX, check_mountpoint, find_mount, set_read_ahead
 from mounters.session import MountOptions, Session
 from mounters.tree import Tree
+from mounters.windows_mounts import Claim, claim, root_of, winfsp_problem
+
+if sys.platform == "win32":
+    from mounters.windows_mounts import is_mounted, probe, real_path, unmount
+else:
+    from mounters.mountpoints import is_mounted, probe, real_path, unmount
 
 __all__ = [
     "MECHANISMS",
@@ -70,8 +67,15 @@ class Mechanism:
 
 MECHANISMS = {  # in the order of preference
     "devfuse": Mechanism("mounters.devfuse_mount", ("linux",), ""),
+    "winfsp": Mechanism(
+        "mounters.winfsp_mount",
+        ("win32",),
+        "pip install imagefs[windows], with Python 3.11; winfspy has no wheels for later ones",
+    ),
     "mfusepy": Mechanism(
-        "mounters.fusepy_mount", ("linux", "darwin", "freebsd"), "pip install 'imagefs[fuse]'"
+        "mounters.fusepy_mount",
+        ("linux", "darwin", "freebsd", "win32"),
+        "pip install imagefs[windows]" if sys.platform == "win32" else "pip install 'imagefs[fuse]'",
     ),
 }
 
@@ -89,12 +93,14 @@ def _missing(name: str) -> str:
         importlib.import_module(mechanism.module)
     except ImportError as error:
         return f"{name} is not installed ({error}): {mechanism.install}"
-    except (OSError, AttributeError, NotImplementedError) as error:  # mfusepy loads the library on import
+    except (OSError, AttributeError, NotImplementedError, RuntimeError) as error:  # it is loaded on import
         return f"{name} finds no FUSE library ({error}): {_library_hint()}"
     return ""
 
 
 def _library_hint() -> str:
+    if sys.platform == "win32":
+        return "install WinFsp from https://winfsp.dev"
     if sys.platform == "darwin":
         return "install macFUSE from https://macfuse.github.io"
     if sys.platform.startswith("freebsd"):
@@ -105,7 +111,7 @@ def _library_hint() -> str:
 def _system_problem(options: MountOptions) -> str:
     """Return why nothing can be mounted on this system by this user, with the remedy; "" when it can."""
     if sys.platform == "win32":
-        return "mounting on Windows (WinFsp) is not built yet; use imagefs cp to copy files out"
+        return winfsp_problem()
     if not LINUX:
         return ""
     device = Path("/dev/fuse")
@@ -167,10 +173,19 @@ class Mount:
 
     def __init__(self, tree: Tree, mountpoint: str | os.PathLike[str], options: MountOptions) -> None:
         name = _choose(options)
-        self.mountpoint = check_mountpoint(mountpoint)
+        self._claim: Claim | None = None
+        if sys.platform == "win32":
+            self._claim = claim(mountpoint, options.network)
+            self.mountpoint = self._claim.mountpoint
+        else:
+            self.mountpoint = check_mountpoint(mountpoint)
         self.mechanism = name
         module = importlib.import_module(MECHANISMS[name].module)
-        self._session: Session = module.open_session(tree, self.mountpoint, options)
+        try:
+            self._session: Session = module.open_session(tree, self.mountpoint, options)
+        except BaseException:
+            self._release()
+            raise
         self._options = options
         self._identifier: int | None = None
         self._mounted = threading.Event()
@@ -178,6 +193,8 @@ class Mount:
         self._ended = threading.Event()
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="mount", daemon=True).start()
+        if self._claim is not None:
+            self._claim.watch(self._end)
 
     def _run(self) -> None:
         try:
@@ -197,7 +214,7 @@ class Mount:
 
     def _ask(self) -> None:
         try:
-            os.stat(self.mountpoint)  # noqa: PTH116  (returns when the first request has been answered)
+            os.stat(root_of(self.mountpoint))  # noqa: PTH116  (returns when the first request has been answered)
         except OSError as error:
             if not self._ended.is_set():
                 self._error = MountError(f"{self.mountpoint}: cannot read the root: {error.strerror}")
@@ -235,16 +252,27 @@ class Mount:
 
     def unmount(self) -> None:
         """End the mount, in use or not. Requests in flight get a few seconds, then they are cut off."""
-        self._mounted.wait(_GRACE)
-        if not self._ended.is_set():
-            self._session.stop()
+        self._end()
         if not self._ended.wait(_GRACE):
             log.warning("%s: requests are still being answered; cut off", self.mountpoint)
         self._clear()
         self._ended.wait(1.0)
+        self._release()
+
+    def _end(self) -> None:
+        self._mounted.wait(_GRACE)
+        if not self._ended.is_set():
+            self._session.stop()
+
+    def _release(self) -> None:
+        """Give the mount point up where it is gone; else it goes, with its name, when this process ends."""
+        if self._claim is not None and (self._ended.is_set() or not is_mounted(self.mountpoint)):
+            self._claim.release()
 
     def _clear(self) -> None:
         """Take away a mount of ours that is still there, never one that came after it."""
+        if sys.platform == "win32":
+            return  # only the session can, or the end of this process
         found = find_mount(self.mountpoint) if LINUX else None
         ours = (
             found is not None and found.identifier == self._identifier
@@ -286,12 +314,12 @@ def serve(
     mountpoint: str | os.PathLike[str],
     options: MountOptions | None = None,
     *,
-    ready: Callable[[], None] | None = None,
+    ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Mount a tree and serve it until it is unmounted, or SIGINT, SIGTERM or SIGHUP ends it.
+    """Mount a tree and serve it until it is unmounted, or SIGINT, SIGTERM, SIGHUP or SIGBREAK ends it.
 
-    ``ready`` is called once the mount answers. Signals are heeded when this is called in the main
-    thread. Raises MountPointError when the mount point is refused, MountError for everything else.
+    ``ready`` is called with the mount point once the mount answers. Signals are heeded when this is called
+    in the main thread. Raises MountPointError when the mount point is refused, MountError for everything else.
     """
     with _signals() as stop:
         mounted = Mount(tree, mountpoint, options or MountOptions())
@@ -301,7 +329,7 @@ def serve(
                 if not told and mounted.answering:
                     told = True
                     if ready is not None:
-                        ready()
+                        ready(mounted.mountpoint)
         finally:
             mounted.unmount()
 
@@ -317,8 +345,8 @@ def _signals() -> Iterator[threading.Event]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and SIGBREAK alone
             if number is not None:
                 before[number] = signal.signal(number, heed)
     try:

@@ -82,7 +82,7 @@ def _serve(
     with opened(source, password_file) as opened_source:
         tree = opened_source.tree(volume, volumes)
 
-        def ready() -> None:
+        def ready(_where: str) -> None:
             global starter  # noqa: PLW0603  (said once for the process)
             if starter is not None:
                 report_ready(starter)

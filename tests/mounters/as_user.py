@@ -21,7 +21,7 @@ def main() -> None:
         assert "user_allow_other" in str(error), error
     else:
         raise AssertionError("allow_other was not refused")
-    pid = start_in_background(argv(folder, mechanism), 30)
+    pid = start_in_background(argv(folder, mechanism), 30).pid
     try:
         tree = MemoryTree()
         # Modes and owners are of the image; the mount is the user's alone.
@@ -30,7 +30,7 @@ def main() -> None:
         os.kill(pid, signal.SIGKILL)
         unmount(folder)
         assert not is_mounted(str(folder))
-        pid = start_in_background(argv(folder, mechanism), 30)
+        pid = start_in_background(argv(folder, mechanism), 30).pid
         fd = os.open(folder / "big.bin", os.O_RDONLY)
         try:
             unmount(folder)
@@ -40,7 +40,7 @@ def main() -> None:
             raise AssertionError("a mount in use was unmounted")
         os.close(fd)
         unmount(folder)
-        pid = start_in_background(argv(folder, mechanism), 30)
+        pid = start_in_background(argv(folder, mechanism), 30).pid
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 10
         while process_runs(pid):

@@ -69,7 +69,7 @@ def memory_mount(folder: Path, mechanism: str, *flags: str) -> Iterator[Mounted]
     path, log = folder / "mnt", folder / "log"
     path.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pid = start_in_background(argv(path, mechanism, *flags), 60, log=log, environment=environment)
+    pid = start_in_background(argv(path, mechanism, *flags), 60, log=log, environment=environment).pid
     mounted = Mounted(path, pid, MemoryTree(), log, mechanism)
     watchdog = threading.Timer(WATCHDOG, kill, [pid])
     watchdog.daemon = True

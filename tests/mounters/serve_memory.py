@@ -14,7 +14,9 @@ def main() -> int:
     tree = MemoryTree()
     options = MountOptions(mechanism=mechanism, allow_other="allow_other" in flags, source="ünit, test\\")
     try:
-        serve(tree, mountpoint, options, ready=lambda: report_ready(fd) if fd is not None else None)
+        serve(
+            tree, mountpoint, options, ready=lambda where: report_ready(fd, where) if fd is not None else None
+        )
     except MountError as error:
         if fd is not None:
             report_failure(fd, error.exit_code, str(error))

@@ -236,8 +236,8 @@ def test_one_mechanism_mounts_twice_in_turn(mechanism: str, tmp_path: Path) -> N
 
 
 def test_a_mechanism_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MountError, match="devfuse, mfusepy") as caught:
-        mount(MemoryTree(), tmp_path, MountOptions(mechanism="winfsp"))
+    with pytest.raises(MountError, match="devfuse, winfsp, mfusepy") as caught:
+        mount(MemoryTree(), tmp_path, MountOptions(mechanism="smoke"))
     assert caught.value.exit_code == 2
 
 
@@ -261,7 +261,7 @@ def python(code: str) -> list[str]:
 def test_background_reports_ready(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = "fd = ready_fd(); print(sys.stdin.read(), os.environ.get('IMAGEFS_READY_FD')); report_ready(fd)"
-    pid = start_in_background(python(code), 30, stdin=b"secret", log=log, environment=ENVIRONMENT)
+    pid = start_in_background(python(code), 30, stdin=b"secret", log=log, environment=ENVIRONMENT).pid
     deadline = time.monotonic() + 10
     while process_runs(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
