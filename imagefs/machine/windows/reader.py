@@ -42,9 +42,9 @@ def read_error(error: ApiError, path: str, offset: int = 0, length: int = 0) -> 
 class DeviceReader(BlockReader):
     r"""A device of Windows (``\\.\PhysicalDrive0``) as bytes; safe from several threads, closed by ``close``.
 
-    ``unit`` is the physical sector in bytes, whole ones of which are read into aligned memory. It is opened for
-    reading alone, and shared with everybody. ``direct`` passes the cache by. Raises SourceReadError that names
-    the first unit that can't be read.
+    ``unit`` is the physical sector in bytes, whole ones of which are read into aligned memory. It is opened
+    for reading alone, and shared with everybody. ``direct`` passes the cache by. Raises SourceReadError that
+    names the first unit that can't be read.
     """
 
     def __init__(self, api: Api, path: str, *, unit: int = 512, direct: bool = False) -> None:

@@ -18,6 +18,7 @@ SNAPSHOT_FILE_SYSTEMS = frozenset({"NTFS", "REFS"})  # of which Windows makes sh
 
 _MOST_EXTENTS = 4096
 _TOO_SMALL = {calls.ERROR_MORE_DATA, calls.ERROR_INSUFFICIENT_BUFFER}
+_LETTER = re.compile(r"(?:\\\\[?.]\\)?([A-Za-z]):\\?")
 _VOLUME = re.compile(r"\\\\[?.]\\(Volume\{[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\})\\?", re.IGNORECASE)
 
 
@@ -66,6 +67,12 @@ def volume_name(text: str) -> str | None:
     r"""Return a volume's name as Windows writes it, of ``\\?\Volume{…}`` or ``\\.\Volume{…}``; else None."""
     found = _VOLUME.fullmatch(text)
     return rf"\\?\{found[1]}" + "\\" if found else None
+
+
+def root_of(text: str) -> str | None:
+    r"""Return the root of a letter, ``C:\``, that is written as ``C:``, ``c:\`` or ``\\.\C:``; else None."""
+    found = _LETTER.fullmatch(text)
+    return f"{found[1].upper()}:\\" if found else None
 
 
 def all_volumes(api: Api) -> list[Volume]:
