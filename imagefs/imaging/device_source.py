@@ -31,6 +31,16 @@ def is_device(path: Path) -> bool:
     return stat.S_ISBLK(path.stat().st_mode)
 
 
+def disk_paths() -> dict[int, Path]:
+    """Return the machine's disks by their number."""
+    return {number: device.node for number, device in enumerate(devices.whole_devices())}
+
+
+def volume_path(text: str) -> Path | None:
+    """Return None: volumes have no names but those of their devices."""
+    del text
+
+
 def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
     """Open a whole device, or a partition's as its disk with that partition alone.
 

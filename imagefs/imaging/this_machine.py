@@ -12,13 +12,30 @@ meanwhile: in use it is refused, or a snapshot is read in its place. What has to
 shown; raises RefusedError where somebody does, unless ``wanted.live``.
 
 ``drop_snapshots(name)`` removes those that a backup kept which is unfinished no more; raises SnapshotError.
+
+``disk_paths()`` returns this machine's disks by their number; ``volume_path(text)`` the volume that a name such
+as ``C:`` means, None for other names; raises UsageError where there is no such volume.
 """
 
 import sys
 
 if sys.platform == "win32":
-    from imagefs.imaging.windows_source import drop_snapshots, hold_file, is_device, open_device
+    from imagefs.imaging.windows_source import (
+        disk_paths,
+        drop_snapshots,
+        hold_file,
+        is_device,
+        open_device,
+        volume_path,
+    )
 else:
-    from imagefs.imaging.device_source import drop_snapshots, hold_file, is_device, open_device
+    from imagefs.imaging.device_source import (
+        disk_paths,
+        drop_snapshots,
+        hold_file,
+        is_device,
+        open_device,
+        volume_path,
+    )
 
-__all__ = ["drop_snapshots", "hold_file", "is_device", "open_device"]
+__all__ = ["disk_paths", "drop_snapshots", "hold_file", "is_device", "open_device", "volume_path"]

@@ -1,8 +1,8 @@
 r"""Opening a disk or volume of Windows to image it, so that each of its volumes is of one moment.
 
 A partition whose volume is mounted is read from a shadow copy where its file system can have one (NTFS,
-ReFS); else it is locked while it is read, or refused. Everything else is read from the disk itself. A volume that
-BitLocker has unlocked is read through the volume, which gives its plain bytes; a locked one as it is.
+ReFS); else it is locked while it is read, or refused. Everything else is read from the disk itself. A volume
+that BitLocker has unlocked is read through the volume, which gives its plain bytes; a locked one as it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +22,14 @@ from imagefs.imaging.source_disk import (
     make_disk,
     refuse_unknown,
 )
-from imagefs.machine.windows import disks, volumes
+from imagefs.machine.windows import disks, shadow_copies, volumes
 from imagefs.machine.windows.api import Api, ApiError
 from imagefs.machine.windows.disks import PhysicalDisk
 from imagefs.machine.windows.layouts import FSCTL_LOCK_VOLUME
 from imagefs.machine.windows.reader import DeviceReader, open_volume, read_error
 from imagefs.machine.windows.shadow_copies import ShadowReader, ShadowSet
 from imagefs.machine.windows.volumes import SNAPSHOT_FILE_SYSTEMS, Volume
+from imagefs.machine.windows.wmi import System
 
 # Read as they are where they can't be locked: what starts Windows, and what repairs it; nobody works on them.
 _SPECIAL = {
@@ -48,10 +49,10 @@ _POOLS = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The Windows that is asked: its calls, and what makes shadow copies of volumes (name, and title)."""
+    """The Windows that is asked: its calls, and what makes shadow copies, got where it is needed."""
 
     api: Api
-    take_copies: Callable[[Mapping[str, str]], ShadowSet]
+    system: Callable[[], System]
 
 
 def is_device(path: Path) -> bool:
@@ -277,19 +278,26 @@ class _Opening:
         if not to_copy:
             return {}
         try:
-            copies = self._machine.take_copies({volume.name: volume.title for _, volume in to_copy})
+            copies = self._take({volume.name: volume.title for _, volume in to_copy})
         except SnapshotError as error:
-            if not self._wanted.live:
+            if not self._wanted.live or self._wanted.snapshots:
                 raise
             self._warnings.append(f"{error}; the image may be inconsistent")
             return {}
         self._owned.callback(copies.close)
         self._warnings += copies.warnings
         opened.checks.append(copies.check)
+        opened.snapshots = copies
         return {
             part.number: ShadowReader(self._opened_device(copies.of(volume.name).device), copies)
             for part, volume in to_copy
         }
+
+    def _take(self, names: Mapping[str, str]) -> ShadowSet:
+        system = self._machine.system()
+        if self._wanted.snapshots:
+            return shadow_copies.take_again(self._wanted.snapshots, system)
+        return shadow_copies.take(names, system)
 
     def _name(self, part: SourcePartition, volume: Volume) -> str:
         letters = f" ({volume.title})" if volume.mount_points else ""

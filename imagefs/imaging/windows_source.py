@@ -11,19 +11,32 @@ from pathlib import Path
 
 from formats.files_windows import SHARING_VIOLATION, open_unwritten
 from imagefs.errors import RefusedError, SourceReadError
+from imagefs.imaging import windows_disks
 from imagefs.imaging.source_disk import OpenedDevice, Wanted
-from imagefs.machine.windows import shadow_copies
+from imagefs.imaging.windows_disks import Machine, is_device
+from imagefs.machine.windows import disks, shadow_copies
+from imagefs.machine.windows.api import ApiError, load
+from imagefs.machine.windows.reader import read_error
+
+__all__ = ["disk_paths", "drop_snapshots", "hold_file", "is_device", "open_device", "volume_path"]
 
 
-def is_device(path: Path) -> bool:
-    r"""Tell whether a name is that of a device: ``\\.\PhysicalDrive0``."""
-    return str(path).startswith("\\\\.\\")
+def disk_paths() -> dict[int, Path]:
+    r"""Return the machine's disks by their number: ``\\.\PhysicalDrive0``; raises SourceReadError."""
+    try:
+        return {number: Path(disks.disk_path(number)) for number in disks.disk_numbers(load())}
+    except ApiError as error:
+        raise read_error(error, disks.disk_path(0)) from error
+
+
+def volume_path(text: str) -> Path | None:
+    r"""Return the volume that ``C:`` or ``\\?\Volume{…}`` means, None for another name; raises UsageError."""
+    return windows_disks.volume_path(load(), text)
 
 
 def open_device(wanted: Wanted, owned: ExitStack) -> OpenedDevice:
-    """Refuse: only files are read here."""
-    del owned
-    raise RefusedError("disks are not imaged on Windows", path=wanted.path)
+    """Open a disk or a volume."""
+    return windows_disks.open_device(wanted, owned, Machine(load(), shadow_copies.running_system))
 
 
 def drop_snapshots(name: str) -> None:
