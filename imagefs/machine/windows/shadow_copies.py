@@ -162,6 +162,26 @@ def take(
     return shadows
 
 
+def obtain(volumes: Mapping[str, str], kept: str, system: System) -> ShadowSet:
+    """Make shadow copies, or return those that an unfinished backup kept, where ``kept`` names them.
+
+    Raises SnapshotError.
+    """
+    if not kept:
+        return take(volumes, system)
+    shadows = take_again(kept, system)
+    there = {copy.volume for copy in shadows.copies}
+    for volume, name in volumes.items():
+        if volume not in there:
+            shadows.close()
+            raise SnapshotError(
+                "the unfinished backup did not read a shadow copy of it",
+                path=Path(name),
+                hint="--discard drops the unfinished backup; then start anew",
+            )
+    return shadows
+
+
 def take_again(name: str, system: System) -> ShadowSet:
     """Return the shadow copies that an unfinished backup reads; ``name`` is ``ShadowSet.id`` of then.
 

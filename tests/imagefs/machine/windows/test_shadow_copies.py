@@ -24,6 +24,12 @@ from tests.imagefs.machine.windows.wmi_model import ComError, Machine, failure
 OLD, NEW = b"before the copy " * 4096, b"after it        " * 4096
 
 
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no disk: processes die here, not machines."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine")
