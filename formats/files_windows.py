@@ -13,7 +13,9 @@ import errno
 import msvcrt
 import ntpath
 import os
-from collections.abc import Sequence
+import struct
+import time
+from collections.abc import Callable, Sequence
 from ctypes import wintypes
 from pathlib import Path
 
@@ -27,12 +29,25 @@ _ATTRIBUTE_NORMAL = 0x80
 _ATTRIBUTE_DIRECTORY = 0x10
 _INVALID_HANDLE = ctypes.c_void_p(-1).value
 _INVALID_ATTRIBUTES = 0xFFFFFFFF
-_END_OF_FILE_INFO = 6  # FileEndOfFileInfo
+_END_OF_FILE_INFO, _RENAME_INFO_EX = 6, 22  # FileEndOfFileInfo, FileRenameInfoEx
+_DELETE, _SYNCHRONIZE = 0x10000, 0x100000
+_REPLACE_IF_EXISTS, _POSIX_SEMANTICS = 0x1, 0x2  # FILE_RENAME_FLAG_…
+_RENAME_INFO = struct.Struct("@IPI")  # FILE_RENAME_INFO: Flags, RootDirectory, FileNameLength; the name
+_MOVE_REPLACE, _MOVE_WRITE_THROUGH = 0x1, 0x8  # MOVEFILE_…
+_LOCK_NOW = 0x1 | 0x2  # LOCKFILE_FAIL_IMMEDIATELY, _EXCLUSIVE_LOCK
+_LOCKED_BYTE = 1 << 62
+_PATIENCE, _PAUSE = 3.0, 0.05  # seconds
 
 SHARING_VIOLATION = 32  # ERROR_SHARING_VIOLATION: another program's handle does not allow it
 _ERROR_ACCESS_DENIED = 5
+_ERROR_LOCK_VIOLATION = 33
+_ERROR_IO_PENDING = 997
+_ERROR_USER_MAPPED_FILE = 1224
+IN_USE = {_ERROR_ACCESS_DENIED, SHARING_VIOLATION, _ERROR_LOCK_VIOLATION, _ERROR_USER_MAPPED_FILE}
+_NO_SUCH_RENAME = {1, 50, 87}  # ERROR_INVALID_FUNCTION, _NOT_SUPPORTED, _INVALID_PARAMETER
 _ERROR_HANDLE_EOF = 38
 _ERROR_HANDLE_DISK_FULL = 39
+_ERROR_MORE_DATA = 234
 
 _LONG = 248  # characters from which on some calls need \\?\: CreateDirectory leaves room for a name of 8.3
 _STEP = 16 << 20  # bytes for one call: network drives and drivers refuse far longer ones
@@ -72,8 +87,33 @@ for _function in (_read_file, _write_file):
         ctypes.POINTER(_Overlapped),
     )
     _function.restype = wintypes.BOOL
+_lock_file = _kernel32.LockFileEx
+_lock_file.argtypes = (
+    wintypes.HANDLE,
+    wintypes.DWORD,
+    wintypes.DWORD,
+    wintypes.DWORD,
+    wintypes.DWORD,
+    ctypes.POINTER(_Overlapped),
+)
+_lock_file.restype = wintypes.BOOL
+_move_file = _kernel32.MoveFileExW
+_move_file.argtypes = (wintypes.LPCWSTR, wintypes.LPCWSTR, wintypes.DWORD)
+_move_file.restype = wintypes.BOOL
 _close_handle = _kernel32.CloseHandle
 _close_handle.argtypes = (wintypes.HANDLE,)
+_device_io_control = _kernel32.DeviceIoControl
+_device_io_control.argtypes = (
+    wintypes.HANDLE,
+    wintypes.DWORD,
+    ctypes.c_void_p,
+    wintypes.DWORD,
+    ctypes.c_void_p,
+    wintypes.DWORD,
+    ctypes.POINTER(wintypes.DWORD),
+    ctypes.c_void_p,
+)
+_device_io_control.restype = wintypes.BOOL
 _get_attributes = _kernel32.GetFileAttributesW
 _get_attributes.argtypes = (wintypes.LPCWSTR,)
 _get_attributes.restype = wintypes.DWORD
@@ -86,6 +126,11 @@ def open_file(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> 
     """Open a file; sharing it for reading, writing and deleting."""
     del mode  # rights come from the folder
     return _open(path, flags, _SHARE_ALL)
+
+
+def open_alone(path: str | Path, flags: int) -> int:
+    """Open a file for writing, so that nobody else can; SHARING_VIOLATION where somebody has."""
+    return _open(path, flags, _SHARE_READ | _SHARE_DELETE)
 
 
 def open_unwritten(path: str | Path) -> int:
@@ -207,9 +252,83 @@ def truncate(fd: int, size: int) -> None:
         raise windows_error(ctypes.get_last_error())
 
 
+def control(fd: int, code: int, data: bytes, room: int) -> tuple[bytes, bool]:
+    """Ask a file system; return its answer of up to ``room`` bytes, and whether there is more of it."""
+    answer = ctypes.create_string_buffer(max(1, room))
+    got = wintypes.DWORD()
+    handle = msvcrt.get_osfhandle(fd)
+    done = _device_io_control(handle, code, data, len(data), answer, room, ctypes.byref(got), None)
+    if not done and (more := ctypes.get_last_error()) != _ERROR_MORE_DATA:
+        raise windows_error(more)
+    return answer.raw[: got.value], not done
+
+
+def lock_file(fd: int) -> None:
+    """Lock a byte far behind an open file's end: Windows keeps others from what is locked."""
+    place = _at(_LOCKED_BYTE)
+    if not _lock_file(msvcrt.get_osfhandle(fd), _LOCK_NOW, 0, 1, 0, ctypes.byref(place)):
+        code = ctypes.get_last_error()
+        if code in (_ERROR_LOCK_VIOLATION, _ERROR_IO_PENDING):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise windows_error(code)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file in the place of another, as POSIX systems do: who has that open keeps reading it.
+
+    Where the file system knows no such renaming, nobody may have it open.
+    """
+
+    def rename() -> int:
+        code = _replace_open(source, target)
+        return _move(source, target, _MOVE_REPLACE) if code in _NO_SUCH_RENAME else code
+
+    _patiently(rename, target)
+
+
+def move_new(source: Path, target: Path) -> None:
+    """Rename a file; Windows itself refuses a name that is there."""
+    _patiently(lambda: _move(source, target, 0), target)
+
+
+def _move(source: Path, target: Path, flags: int) -> int:
+    done = _move_file(system_path(source), system_path(target), flags | _MOVE_WRITE_THROUGH)
+    return 0 if done else ctypes.get_last_error()
+
+
+def _replace_open(source: Path, target: Path) -> int:
+    """Rename so that whoever has the target open keeps it (Windows 10, NTFS); return the error code, or 0."""
+    handle = _create_file(
+        system_path(source), _DELETE | _SYNCHRONIZE, _SHARE_ALL, None, _OPEN_EXISTING, _ATTRIBUTE_NORMAL, None
+    )
+    if handle == _INVALID_HANDLE:
+        return ctypes.get_last_error()
+    name = system_path(target.absolute()).encode("utf-16-le", "surrogatepass")
+    flags = _REPLACE_IF_EXISTS | _POSIX_SEMANTICS
+    info = _RENAME_INFO.pack(flags, 0, len(name)) + name + b"\0\0"
+    try:
+        done = _set_information(handle, _RENAME_INFO_EX, info, len(info))
+        return 0 if done else ctypes.get_last_error()
+    finally:
+        _close_handle(handle)
+
+
+def _patiently(rename: Callable[[], int], target: Path) -> None:
+    """Rename, and again for a while where another program is in the way: a virus scanner, a listing."""
+    deadline = time.monotonic() + _PATIENCE
+    while code := rename():
+        if code not in IN_USE or time.monotonic() > deadline:
+            raise windows_error(code, target)
+        time.sleep(_PAUSE)
+
+
 def sync(fd: int) -> None:
     """Write a file through to its disk."""
     os.fsync(fd)  # FlushFileBuffers
+
+
+def forget_cached(fd: int) -> None:
+    """Do nothing: Windows forgets a file only when it is opened past the cache."""
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import zstandard
 
 from formats.container import Role
 from formats.errors import FormatError, PasswordError
+from formats.files import forget_cached, open_file
 from formats.mrimgx import checks
 from formats.mrimgx.authentication import AuthenticationKeys
 from formats.mrimgx.backup_set import FolderScan, Members
@@ -154,9 +155,11 @@ class Making:
 
 def _forget(path: Path) -> None:
     """Have what is read of a file come from where it is stored, where the system can."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    fd = open_file(path)
+    try:
+        forget_cached(fd)
+    finally:
+        os.close(fd)
 
 
 def _unverified(reason: str, path: Path | None) -> TargetWriteError:

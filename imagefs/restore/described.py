@@ -3,8 +3,6 @@
 Nothing that is wrong with it hinders: what can't be read is said in its place.
 """
 
-import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -14,13 +12,10 @@ from typing import Any
 from formats import FORMATS
 from formats.blockreader import BlockReader, SliceReader
 from formats.errors import ReportedError, UnsupportedError
+from formats.files import open_file
 from formats.partition_table import Kind, PartitionTable, read_table
-from imagefs.errors import RefusedError
 from imagefs.filesystems.detect import open_file_system, recognise
 from imagefs.imaging.source_disk import detect_sector_size
-from imagefs.machine import devices
-from imagefs.machine.devices import BlockDevice
-from imagefs.machine.mounts import Uses
 from imagefs.machine.rawreader import RawReader
 
 _SIGNS = (  # of what takes a whole volume for itself, and is no file system
@@ -74,64 +69,15 @@ class Description:
     problems: tuple[str, ...]
 
 
-def describe(target: Path, sector_size: int | None = None) -> Description:
-    """Look at a block device or file; ``sector_size`` is found out where it is None.
-
-    Raises RefusedError where there is neither.
-    """
-    try:
-        mode = target.stat().st_mode
-    except OSError as error:
-        raise RefusedError(error.strerror or str(error), path=target) from error
-    if stat.S_ISBLK(mode):
-        return _of_device(target, devices.require(target), sector_size)
-    if stat.S_ISREG(mode):
-        return _of_file(target, sector_size)
-    raise RefusedError("is neither a disk nor a file", path=target)
-
-
-def _of_device(target: Path, device: BlockDevice, sector_size: int | None) -> Description:
-    identity = devices.identity_of(device)
-    made = identity.manufacturer == "Linux"  # of a file or other devices; then it is those that tell it apart
-    disk = device.parent
-    logical = int(disk.attribute("queue/logical_block_size") or 0)
-    found = Description(
-        path=str(target),
-        kind="disk" if device.partition is None else "partition",
-        size=device.size,
-        model=identity.description if made else identity.product,
-        vendor="" if made else identity.manufacturer,
-        serial=identity.serial,
-        transport=devices.transport_of(device),
-        removable=device.removable,
-        sector_size=sector_size or logical,
-        physical_sector_size=int(disk.attribute("queue/physical_block_size") or 0),
-        scheme="",
-        disk_id="",
-        partitions=(),
-        volume=None,
-        problems=(),
-    )
-    with ExitStack() as owned:
-        try:
-            fd = devices.open_device(device, target)
-            devices.forget_cached(fd)
-            raw = RawReader(fd, target)
-        except ReportedError as error:
-            return replace(found, problems=(f"can't be read: {error.what}",))
-        owned.callback(raw.close)
-        size = sector_size or logical or detect_sector_size(raw)
-        return _with_contents(replace(found, size=raw.size, sector_size=size), raw, _device_uses(device))
-
-
-def _of_file(target: Path, sector_size: int | None) -> Description:
+def describe_file(target: Path, sector_size: int | None = None) -> Description:
+    """Look at a file; ``sector_size`` is found out where it is None. For devices see ``this_machine``."""
     found = Description(
         str(target), "file", target.stat().st_size, "", "", "", "", False, sector_size or 0, 0, "", "", (),
         None, (),
     )  # fmt: skip
     with ExitStack() as owned:
         try:
-            raw = RawReader(os.open(target, os.O_RDONLY | os.O_CLOEXEC), target)
+            raw = RawReader(open_file(target), target)
             owned.callback(raw.close)
             size = sector_size or detect_sector_size(raw)
             if image := _image_of(target, raw):
@@ -140,7 +86,7 @@ def _of_file(target: Path, sector_size: int | None) -> Description:
         except (OSError, ReportedError) as error:
             what = error.what if isinstance(error, ReportedError) else error.strerror
             return replace(found, problems=(f"can't be read: {what}",))
-        return _with_contents(replace(found, sector_size=size), raw, {})
+        return with_contents(replace(found, sector_size=size), raw, {})
 
 
 def _image_of(target: Path, raw: BlockReader) -> str:
@@ -153,7 +99,7 @@ def _image_of(target: Path, raw: BlockReader) -> str:
     )
 
 
-def _with_contents(found: Description, raw: BlockReader, uses: dict[int, tuple[str, ...]]) -> Description:
+def with_contents(found: Description, raw: BlockReader, uses: dict[int, tuple[str, ...]]) -> Description:
     """Add the table and what its partitions hold; ``uses`` are by the offset of a partition."""
     table, problems = _table(raw, found.sector_size) if found.kind != "partition" else (None, ())
     if table is None:
@@ -206,19 +152,6 @@ def _volume(part: DescribedVolume, reader: BlockReader, sector_size: int) -> Des
         return replace(part, file_system=family)
     with opened:
         return replace(part, file_system=opened.kind, label=opened.label)
-
-
-def _device_uses(device: BlockDevice) -> dict[int, tuple[str, ...]]:
-    """Return the uses of a device's partitions by their offset, and all of them by 0, where none starts."""
-    try:
-        uses = Uses()
-    except RefusedError:
-        return {}
-
-    def of(one: BlockDevice) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(use.how for use in uses.of_device(one)))
-
-    return {part.start: of(part) for part in device.partitions()} | {0: of(device)}
 
 
 # --- Shown ---

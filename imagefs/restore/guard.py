@@ -5,12 +5,15 @@ is of one moment, so who writes opens the device with O_EXCL afterwards. What li
 of ZFS can't be seen from here; the members of such a pool are held, and refused for that.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import fcntl
 import os
 import shlex
 import stat
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from imagefs.errors import RefusedError, SourceReadError
 from imagefs.machine import devices
 from imagefs.machine.devices import BlockDevice
 from imagefs.machine.mounts import Place, Spans, Use, Uses
+from imagefs.restore.guarded_files import refuse_other_than_file, refuse_same_file
 
 _SYSTEM = ("/", "/usr", "/boot", "/boot/efi", "/efi")
 _LOCK = "hhqqi0q"  # struct flock of <fcntl.h> for large files: type, whence, start, length, process
@@ -46,7 +50,8 @@ def refuse_unsafe(
     found = _kind(target)
     spans = None if span is None else (span,)
     if sys.platform != "linux":
-        _refuse_same_file(target, found, protected)
+        refuse_other_than_file(target, found)
+        refuse_same_file(target, found, protected)
         return
     if not (devices.SYSFS / "dev/block").is_dir():
         raise RefusedError("can't tell which devices are in use", path=target, hint="mount /sys")
@@ -175,17 +180,6 @@ def _refuse_source(target: Path, ground: Sequence[Place], path: Path, uses: Uses
     if its in keys:
         raise RefusedError(f"lies on the source, {path}", path=target, hint="name a target on another disk")
     raise RefusedError(f"shares its bytes with the source, {path}", path=target, hint="name another target")
-
-
-def _refuse_same_file(target: Path, found: os.stat_result | None, protected: Sequence[Path]) -> None:
-    """Do what can be done where there is no Linux: files alone are written, and none that is the source."""
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        raise RefusedError(
-            "devices can be written on Linux only", path=target, hint="write to a file, and copy that"
-        )
-    for path in protected:
-        if found is not None and path.exists() and os.path.samestat(path.stat(), found):
-            raise RefusedError("is the source itself", path=target, hint="name another target")
 
 
 def _refuse_system(target: Path, ground: Sequence[Place], uses: Uses) -> None:

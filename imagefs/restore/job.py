@@ -18,10 +18,8 @@ from formats.errors import FormatError
 from formats.partition_table import Kind, PartitionEntry, PartitionTable, read_table
 from imagefs.errors import RefusedError, TargetWriteError, UsageError
 from imagefs.imaging.options import Listener
-from imagefs.machine import devices
-from imagefs.restore.described import Description, describe, document
+from imagefs.restore.described import Description, document
 from imagefs.restore.fit import fit_volume, plan_fit
-from imagefs.restore.guard import refuse_unsafe
 from imagefs.restore.ids import with_new_ids
 from imagefs.restore.layout import Placed, Volume
 from imagefs.restore.moved import moved
@@ -37,6 +35,7 @@ from imagefs.restore.resize import (
 )
 from imagefs.restore.run import HEAD_SIZE, Run, gaps_between
 from imagefs.restore.target import Target
+from imagefs.restore.this_machine import describe, find_device, open_device, refuse_unsafe
 from imagefs.restore.volumes import Original, open_original
 from imagefs.restore.writing import Piece
 
@@ -108,11 +107,11 @@ class RestoreJob:
     def _find_target(self) -> None:
         """Find the bytes of the target to write, ``start`` and ``size``; refuse what must not be written."""
         options, disk = self.options, self.original.disk
-        found = devices.by_path(self.target)
+        found = find_device(self.target)
         if options.to_partition is not None and found is not None:
-            parts = [part for part in found.partitions() if part.partition == options.to_partition]
-            if parts and parts[0].node.exists():
-                self.target, found = parts[0].node, parts[0]
+            part = found.partition(options.to_partition)
+            if part is not None:
+                self.target, found = part, find_device(part)
                 options = self.options = replace(options, to_partition=None)
         self.is_device = found is not None
         if self.target.is_symlink() and self.target.is_file():
@@ -120,7 +119,7 @@ class RestoreJob:
         self.start = 0
         refuse_unsafe(self.target, protected=self.original.source.files)
         if found is not None:
-            with Target.open_device(self.target) as opened:
+            with open_device(self.target) as opened:
                 self.target_size, sector_size = opened.size, opened.sector_size
             if options.size:
                 raise UsageError("a device has the size it has", path=self.target)
@@ -298,7 +297,7 @@ class RestoreJob:
 
     def _open_target(self) -> Target:
         if self.is_device:
-            opened = Target.open_device(self.target)
+            opened = open_device(self.target)
             if opened.size != self.target_size:
                 opened.close()
                 raise RefusedError("is no more the device that was looked at", path=self.target)
@@ -325,9 +324,9 @@ class RestoreJob:
 
     def _address(self, item: Placed) -> int:
         """Return where on its disk a volume starts then, for what boot sectors say of it."""
-        device = devices.by_path(self.target) if self.is_device else None
-        if device is not None and device.partition is not None:
-            return device.start
+        device = find_device(self.target) if self.is_device else None
+        if device is not None and device.address is not None:
+            return device.address
         if self.options.partition is not None and self.options.to_partition is None:
             return item.volume.offset  # a bare volume: it may become any partition's
         return item.offset

@@ -14,7 +14,8 @@ from fixtures.partition_tables import MIB, BuiltDisk, create_file
 from fixtures.tools import run
 from imagefs.errors import RefusedError
 from imagefs.machine import devices
-from imagefs.restore.described import DescribedVolume, Description, describe, document, lines
+from imagefs.restore.described import DescribedVolume, Description, document, lines
+from imagefs.restore.this_machine import describe
 from tests.imagefs.built import BuiltSet
 from tests.imagefs.imaging.attached import attached, make_file_system, mounted_on, need_root, partition_node
 from tests.imagefs.machine.made_sysfs import Sysfs

@@ -12,9 +12,9 @@ from fixtures.tools import run
 from fixtures.volumes import ext_volume
 from imagefs.errors import RefusedError
 from imagefs.imaging import backup
+from imagefs.restore.device_target import DeviceTarget
 from imagefs.restore.job import plan_restore, restore
 from imagefs.restore.options import RestoreOptions
-from imagefs.restore.target import Target
 from tests.conftest import run_imagefs
 from tests.imagefs.imaging.attached import attached, partition_node
 from tests.imagefs.imaging.moments import cut_out
@@ -133,7 +133,7 @@ def test_holes_are_kept_where_asked(gpt: Saved, tmp_path: Path) -> None:
 def test_a_device_is_written_past_the_cache(gpt: Saved, tmp_path: Path) -> None:
     with (
         attached(create_file(tmp_path / "target", 4 * MIB), partitions=False) as node,
-        Target.open_device(node) as target,
+        DeviceTarget.open(node) as target,
     ):
         assert target.direct
         assert (target.size, target.sector_size) == (4 * MIB, 512)

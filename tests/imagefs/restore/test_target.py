@@ -16,6 +16,7 @@ from fixtures.partition_tables import MIB, create_file
 from fixtures.tools import run
 from fixtures.volumes import detach
 from imagefs.errors import RefusedError, SourceReadError, TargetWriteError
+from imagefs.restore.device_target import DeviceTarget
 from imagefs.restore.target import UNFINISHED, Target, aligned
 from tests.imagefs.imaging.attached import attached, need_root, partition_node
 from tests.imagefs.restore.places import noisy, partitioned
@@ -34,7 +35,7 @@ def test_bytes_anywhere_on_a_device(sector_size: int, tmp_path: Path) -> None:
     expected = bytearray(path.read_bytes())
     with (
         attached(path, sector_size=sector_size, partitions=False) as node,
-        Target.open_device(node) as target,
+        DeviceTarget.open(node) as target,
     ):
         assert (target.sector_size, target.size, target.direct) == (sector_size, 2 * MIB, True)
         for offset, length in ((0, 1), (511, 2), (4095, 4098), (70_000, 12_345), (2 * MIB - 3, 3)):
@@ -61,8 +62,8 @@ def test_a_range_becomes_zeros(on_device: bool, tmp_path: Path) -> None:
         target.flush()
 
     if on_device:
-        with attached(path, partitions=False) as node, Target.open_device(node) as target:
-            clear(target)
+        with attached(path, partitions=False) as node, DeviceTarget.open(node) as device:
+            clear(device)
     else:
         with Target.open_file(path, 4 * MIB, delta=True) as target:
             clear(target)
@@ -75,10 +76,7 @@ def test_zeros_are_written_where_nothing_else_does(tmp_path: Path, monkeypatch: 
     path = noisy(tmp_path / "disk", 4 * MIB)
     expected = bytearray(path.read_bytes())
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "not supported")
-
-    monkeypatch.setattr("imagefs.restore.target._allocate", refuse)
+    monkeypatch.setattr("imagefs.restore.target.punch_hole", lambda *_: False)
     with Target.open_file(path, 4 * MIB, delta=True) as target:
         assert not target.discard(4096, MIB, zeros=True)
         target.zero(1000, 2 * MIB + 777)
@@ -153,14 +151,14 @@ def test_a_device_that_is_held(tmp_path: Path) -> None:
         fd = os.open(node, os.O_RDONLY | os.O_EXCL)
         try:
             with pytest.raises(RefusedError, match="something uses it"):
-                Target.open_device(node)
+                DeviceTarget.open(node)
         finally:
             os.close(fd)
 
 
 def test_the_ends_of_a_target(tmp_path: Path) -> None:
     disk = create_file(tmp_path / "disk", MIB)
-    with attached(disk, partitions=False) as node, Target.open_device(node) as target:
+    with attached(disk, partitions=False) as node, DeviceTarget.open(node) as target:
         with pytest.raises(SourceReadError, match="ends at 1048576"):
             target.read_into(MIB - 4096, aligned(8192))
         with pytest.raises(TargetWriteError, match="at 1048576"):
@@ -174,7 +172,7 @@ def test_a_failed_sync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with Target.open_file(tmp_path / "disk", MIB, delta=False) as target:
-        monkeypatch.setattr(os, "fsync", fail)
+        monkeypatch.setattr("imagefs.restore.target.sync", fail)
         with pytest.raises(TargetWriteError, match="Input/output error"):
             target.flush()
         monkeypatch.undo()
@@ -207,7 +205,7 @@ def test_the_kernel_sees_new_partitions(tmp_path: Path) -> None:
         stream.write(bytes(MIB))
     with scanned(disk) as node:
         assert not kernel_has_partition(node)
-        with Target.open_device(node) as target:
+        with DeviceTarget.open(node) as target:
             target.write_bytes(0, table)
             target.flush()
             assert target.read_table_anew()
@@ -221,11 +219,11 @@ def test_what_the_kernel_had_read_of_partitions(tmp_path: Path) -> None:
         first = partition_node(node, 1)
         with first.open("rb") as held:
             assert held.read(4096) == noise(77, MIB, 4096)
-            with Target.open_device(node) as target:
+            with DeviceTarget.open(node) as target:
                 target.write(MIB, filled(noise(5, 0, 65536)))
                 target.flush()
                 assert not target.read_table_anew()  # it keeps the partitions that it was told of
         with first.open("rb") as stream:
             assert stream.read(4096) == noise(5, 0, 4096)
-    with attached(disk, partitions=False) as node, Target.open_device(node) as target:
+    with attached(disk, partitions=False) as node, DeviceTarget.open(node) as target:
         assert target.read_table_anew()
