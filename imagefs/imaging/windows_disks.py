@@ -295,9 +295,7 @@ class _Opening:
 
     def _take(self, names: Mapping[str, str]) -> ShadowSet:
         system = self._machine.system()
-        if self._wanted.snapshots:
-            return shadow_copies.take_again(self._wanted.snapshots, system)
-        return shadow_copies.take(names, system)
+        return shadow_copies.obtain(names, self._wanted.snapshots, system)
 
     def _name(self, part: SourcePartition, volume: Volume) -> str:
         letters = f" ({volume.title})" if volume.mount_points else ""
