@@ -28,10 +28,11 @@ from imagefs.imaging import resume as run_resume
 from imagefs.imaging.options import BackupOptions, BackupReport
 
 Paths = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="SOURCE FOLDER",
-        help="What to image (a disk, a partition, a disk file, another image), and the folder for the set."
+        help="What to image (disk0, disk0/p2, C:, a device, a disk file, another image), and the folder for"
+        " the set; imagefs disks lists the disks."
         " With --resume or --discard the folder alone.",
     ),
 ]
@@ -74,9 +75,9 @@ Live = Annotated[
     bool, typer.Option("--live", help="Image a source that is mounted read-write all the same: at your risk.")
 ]
 NoSnapshot = Annotated[
-    bool, typer.Option("--no-snapshot", help="Make no snapshot of a mounted logical volume (LVM).")
+    bool, typer.Option("--no-snapshot", help="Read no snapshot of what is mounted (LVM; Windows: VSS).")
 ]
-Direct = Annotated[bool, typer.Option("--direct", help="Read past the system's cache (O_DIRECT).")]
+Direct = Annotated[bool, typer.Option("--direct", help="Read past the system's cache.")]
 SectorSize = Annotated[int | None, typer.Option(help="Of a disk file, in bytes; else found out.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Go on where the source can't be read, and record what is lost.")

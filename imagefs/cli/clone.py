@@ -44,7 +44,7 @@ def clone(
         bool, typer.Option("--live", help="Clone a source that is mounted read-write all the same.")
     ] = False,
     no_snapshot: Annotated[
-        bool, typer.Option("--no-snapshot", help="Make no snapshot of a mounted logical volume (LVM).")
+        bool, typer.Option("--no-snapshot", help="Read no snapshot of what is mounted (LVM; Windows: VSS).")
     ] = False,
     yes: Yes = False,
     dry_run: DryRun = False,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from imagefs.errors import ImagingError, RefusedError, UsageError
@@ -10,6 +11,7 @@ from imagefs.imaging.begin import begin
 from imagefs.imaging.lock import SetLock, remove_stale
 from imagefs.imaging.making import Making, report_of
 from imagefs.imaging.matching import open_parent
+from imagefs.imaging.names import find_source
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener
 from imagefs.imaging.plan import Plan, make_plan
 from imagefs.imaging.sources import Source, open_source
@@ -29,13 +31,18 @@ def backup(
 ) -> BackupReport:
     """Image a device, partition, disk file or another image into a set in ``folder``.
 
+    ``source`` is a path, or a name that ``names.find_source`` knows: "disk0", "C:".
     Raises ImagingError (``imaging.errors``) and FormatError. Whatever is raised, or happens, the sets in the
     folder are as they were; what was stored of this one can be gone on with by ``resume``.
     """
     options, listener = options or BackupOptions(), listener or Listener()
     target = Path(folder).absolute()
     with ExitStack() as owned:
-        opened = _open(Path(source), options, source_password, owned)
+        named = find_source(source, options.partitions)
+        if named.note:
+            listener.say(named.note)
+        options = replace(options, partitions=named.partitions)
+        opened = _open(named.path, options, source_password, owned)
         plan = _plan(opened, options, listener)
         try:
             target.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ class Named:
 def find_source(source: str | os.PathLike[str], partitions: tuple[int, ...] = ()) -> Named:
     """Return the device or file that a name means, and which of its partitions, by default ``partitions``.
 
-    ``disk0`` and ``disk0/p2`` are the machine's disks as ``imagefs disks`` numbers them, on Windows ``C:`` is a
-    volume; a file called so has to be written with a folder, ``./disk0``. Raises UsageError where there is
+    ``disk0`` and ``disk0/p2`` are the machine's disks as ``imagefs disks`` numbers them, on Windows ``C:`` is
+    a volume; a file called so has to be written with a folder, ``./disk0``. Raises UsageError where there is
     no such disk or volume.
     """
     text = os.fspath(source)

@@ -13,8 +13,8 @@ shown; raises RefusedError where somebody does, unless ``wanted.live``.
 
 ``drop_snapshots(name)`` removes those that a backup kept which is unfinished no more; raises SnapshotError.
 
-``disk_paths()`` returns this machine's disks by their number; ``volume_path(text)`` the volume that a name such
-as ``C:`` means, None for other names; raises UsageError where there is no such volume.
+``disk_paths()`` returns this machine's disks by their number; ``volume_path(text)`` the volume that a name
+such as ``C:`` means, None for other names; raises UsageError where there is no such volume.
 """
 
 import sys
