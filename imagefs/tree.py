@@ -549,6 +549,7 @@ def _with_inode(known: Attributes, inode: int) -> Attributes:
         known.changed,
         known.created,
         known.allocated,
+        known.file_attributes,
     )
 
 

@@ -45,6 +45,7 @@ class Attributes:
     changed: int = 0  # of the metadata
     created: int = 0
     allocated: int | None = None  # bytes that are stored; None: as many as size
+    file_attributes: int | None = None  # Windows' FILE_ATTRIBUTE_*, where a volume has them
 
 
 class Entry(NamedTuple):

@@ -54,16 +54,11 @@ class Node:
     directory: Directory | None = None  # where it is one
     text: bytes | None = None  # what is read instead of the node's data: a link's target
 
-    @property
-    def file_attributes(self) -> int:
-        """Return FILE_ATTRIBUTE_* ([MS-FSCC] 2.6)."""
-        return file_attributes(self.attributes)
-
 
 def file_attributes(attributes: Attributes) -> int:
     """Return FILE_ATTRIBUTE_* ([MS-FSCC] 2.6) of a node that is shown as what it is."""
-    shown = _DIRECTORY if attributes.type is NodeType.DIRECTORY else 0
-    return shown | _NOT_CONTENT_INDEXED
+    shown = (attributes.file_attributes or 0) & _PASSED_ON | _NOT_CONTENT_INDEXED
+    return shown | _DIRECTORY if attributes.type is NodeType.DIRECTORY else shown
 
 
 class Nodes:
@@ -160,12 +155,17 @@ class Nodes:
         target = self._tree.read_link(attributes.inode)
         found = self._walk(directory, target, [_MOST_LINKS])
         if isinstance(found, Directory) and not (directory.is_linked or directory.is_within(found.inode)):
-            shown = replace(found, is_linked=True)
-            return Node(self._tree.attributes(found.inode), shown)
+            return Node(self._led_to(found.inode, attributes), replace(found, is_linked=True))
         if isinstance(found, int):
-            return Node(self._tree.attributes(found))
+            return Node(self._led_to(found, attributes))
         text = target.encode("utf-8", "surrogateescape")
         return Node(replace(attributes, type=NodeType.FILE, size=len(text)), text=text)
+
+    def _led_to(self, inode: int, link: Attributes) -> Attributes:
+        """Return the attributes of what a link leads to; a hidden link, such as Windows makes, stays so."""
+        found = self._tree.attributes(inode)
+        own = (link.file_attributes or 0) & (_HIDDEN | _SYSTEM)
+        return replace(found, file_attributes=(found.file_attributes or 0) | own) if own else found
 
     def _walk(self, directory: Directory, target: str, left: list[int]) -> Directory | int | None:
         """Return the directory, or the inode number of the file, that a target leads to.

@@ -114,7 +114,7 @@ class Operations(_winfspy.BaseFileSystemOperations):  # type: ignore[misc,name-d
         descriptor = self._security(node)
         if descriptor is not self._descriptor:
             descriptor = for_reading(descriptor)
-        return node.file_attributes, descriptor, len(descriptor)
+        return file_attributes(node.attributes), descriptor, len(descriptor)
 
     @_answering
     def get_dir_info_by_name(self, context: Context, file_name: str) -> dict[str, Any]:

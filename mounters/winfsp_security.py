@@ -122,7 +122,7 @@ def _is_acl(data: bytes, at: int) -> bool:
     revision, size, count = _ACL.unpack_from(data, at)
     if revision not in (2, 4) or at + size > len(data):
         return False
-    return len(_aces(data, at)) == count
+    return len(_aces(data, at)) == int(count)
 
 
 def _aces(data: bytes | bytearray, acl: int) -> list[tuple[int, int, int]]:

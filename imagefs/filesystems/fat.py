@@ -178,6 +178,7 @@ class FatFileSystem(CachedFileSystem):
             changed=node.modified,
             created=node.created,
             allocated=allocated,
+            file_attributes=node.file_attributes,
         )
 
     def _node(self, inode: int) -> Node:

@@ -98,6 +98,7 @@ class DeletedFat(DeletedFileSystem):
             changed=node.modified,
             created=node.created,
             allocated=-(-node.size // self.block_size) * self.block_size,
+            file_attributes=node.file_attributes,
         )
         if self._may_lack_half(node) and not self._names_itself(node):
             return Placed(attributes, reason="the upper half of its first cluster's number may be cleared")

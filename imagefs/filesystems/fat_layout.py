@@ -57,6 +57,7 @@ class Node(NamedTuple):
     created: int
     modified: int
     accessed: int
+    file_attributes: int = 0  # as Windows numbers them
 
 
 def parse_fat_boot(sector: bytes) -> Geometry:
@@ -128,6 +129,7 @@ def parse_fat_node(entry: bytes, what: str) -> Node:
         _nanoseconds(date, time, tens),
         _nanoseconds(modified_date, modified),
         _nanoseconds(accessed, 0),
+        attributes,
     )
 
 
@@ -152,6 +154,7 @@ def parse_exfat_node(entries: bytes, what: str) -> Node:
         _nanoseconds(created >> 16, created & 0xFFFF, tens) - _offset(zone),
         _nanoseconds(modified >> 16, modified & 0xFFFF, modified_tens) - _offset(modified_zone),
         _nanoseconds(accessed >> 16, accessed & 0xFFFF) - _offset(accessed_zone),
+        entries[4],
     )
 
 

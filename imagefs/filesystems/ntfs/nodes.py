@@ -85,6 +85,7 @@ class RecordNodes:
             changed=unix_nanoseconds(changed),
             created=unix_nanoseconds(created),
             allocated=allocated,
+            file_attributes=flags,
         )
 
     def _sizes(self, attributes: list[Attribute], kind: NodeType, what: str) -> tuple[int, int]:

@@ -104,7 +104,7 @@ def quick_node(
         return None
     if times is None or times[4] & FILE_SYSTEM:
         return None
-    created, modified, changed, accessed, _ = times
+    created, modified, changed, accessed, file_attributes = times
     user, group = owners[owner]
     return sequence, Attributes(
         number,
@@ -119,4 +119,5 @@ def quick_node(
         (changed - EPOCH) * 100,
         (created - EPOCH) * 100,
         allocated,
+        file_attributes,
     )
