@@ -18,7 +18,10 @@ NO_WHEELS = (
     "(pip install 'imagefs[fuse]')"
 )
 _LAST_WITH_WHEELS = (3, 11)
-_COLLISION = 0xC0000035  # STATUS_OBJECT_NAME_COLLISION, [MS-ERREF] 2.3.1
+GLOBAL = "\\\\.\\"  # before a letter: one that the whole machine sees
+# [MS-ERREF] 2.3.1
+_COLLISION = 0xC0000035  # STATUS_OBJECT_NAME_COLLISION
+_NO_DRIVER = (0xC000000E, 0xC0000034)  # STATUS_NO_SUCH_DEVICE, STATUS_OBJECT_NAME_NOT_FOUND
 
 
 class Binding(NamedTuple):
@@ -50,19 +53,19 @@ def succeeded(status: int) -> bool:
 def preflight(binding: Binding, mountpoint: str, *, network: bool) -> bool:
     """Tell whether WinFsp could mount there now; False where a letter or directory is taken.
 
-    SetMountPoint itself would put a letter above one that is in use. Raises MountError where nothing at all
-    can be mounted.
+    SetMountPoint itself would put a letter above one that is in use. Raises MountError where WinFsp says that
+    nothing can be mounted there.
     """
     lib = binding.lib
     device = lib.WFSPY_FSP_FSCTL_NET_DEVICE_NAME if network else lib.WFSPY_FSP_FSCTL_DISK_DEVICE_NAME
-    status = lib.FspFileSystemPreflight(device, mountpoint) & 0xFFFFFFFF
+    status = lib.FspFileSystemPreflight(device, mountpoint.removeprefix(GLOBAL)) & 0xFFFFFFFF
     if status == _COLLISION:
         return False
     if succeeded(status):
         return True
-    raise MountError(
-        f"{mountpoint}: WinFsp refuses it ({status:#010x}): is its driver running? {INSTALL_WINFSP}"
-    )
+    name = binding.winfspy.plumbing.cook_ntstatus(status).name
+    hint = f": {INSTALL_WINFSP}" if status in _NO_DRIVER else ""
+    raise MountError(f"{mountpoint}: WinFsp cannot mount there ({name}){hint}")
 
 
 def create(binding: Binding, mountpoint: str, operations: Any, parameters: dict[str, Any]) -> Any:
@@ -81,7 +84,8 @@ def start(binding: Binding, file_system: Any) -> None:
     except BaseException as error:
         delete(binding, file_system)
         if isinstance(error, binding.winfspy.WinFSPyError):
-            raise MountPointError(f"{mountpoint}: {error}") from None
+            hint = ": administrators alone can give the machine a letter" if mountpoint[:4] == GLOBAL else ""
+            raise MountPointError(f"{mountpoint}: {error}{hint}") from None
         if isinstance(error, OSError):  # it looks at the root, to know that it is answered
             raise MountError(f"{mountpoint}: cannot read the root: {error.strerror or error}") from None
         raise

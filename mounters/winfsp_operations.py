@@ -129,16 +129,15 @@ class Operations(_winfspy.BaseFileSystemOperations):  # type: ignore[misc,name-d
 
     def ll_get_dir_info_by_name(self, file_context: Any, file_name: Any, dir_info: Any) -> int:
         """Give the name as it is stored: the driver asks in upper case, and winfspy repeats that."""
-        status: int = super().ll_get_dir_info_by_name(file_context, file_name, dir_info)
-        if status == 0:
-            context = _ffi.from_handle(file_context)
-            view = self._nodes.view(_directory_of(context))
-            at = view.find(_ffi.string(file_name))
-            if at is not None:
-                name = view.names[at].encode("utf-16-le")
-                _ffi.memmove(dir_info.FileNameBuf, name, len(name))
-                dir_info.Size = _ffi.sizeof("FSP_FSCTL_DIR_INFO") + len(name)
-        return status
+        try:
+            found = self.get_dir_info_by_name(_ffi.from_handle(file_context), _ffi.string(file_name))
+        except _NTStatusError as error:
+            return int(error.value)
+        name = found["file_name"].encode("utf-16-le")
+        _ffi.memmove(dir_info.FileNameBuf, name, len(name))
+        dir_info.Size = _ffi.sizeof("FSP_FSCTL_DIR_INFO") + len(name)
+        _winfspy.operations.configure_file_info(dir_info.FileInfo, **found)
+        return 0
 
     # Opening
 
@@ -198,6 +197,20 @@ class Operations(_winfspy.BaseFileSystemOperations):  # type: ignore[misc,name-d
         """Return the descriptor that is shown."""
         descriptor = self._security(context.node)
         return descriptor, len(descriptor)
+
+    def ll_get_security(self, file_context: Any, room: Any, size: Any) -> int:
+        """Say how much room a larger descriptor needs, which winfspy does not."""
+        try:
+            descriptor, needed = self.get_security(_ffi.from_handle(file_context))
+        except _NTStatusError as error:
+            return int(error.value)
+        if size != _ffi.NULL:
+            given, size[0] = size[0], needed
+            if needed > given:
+                return Status.BUFFER_OVERFLOW
+            if room != _ffi.NULL:
+                _ffi.memmove(room, descriptor, needed)
+        return 0
 
     @_answering
     def read(self, context: Context, offset: int, length: int) -> bytes:

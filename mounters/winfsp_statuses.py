@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 class Status(IntEnum):
     """The NTSTATUS values that a mount answers with."""
 
+    BUFFER_OVERFLOW = 0x80000005
     END_OF_FILE = 0xC0000011
     INVALID_PARAMETER = 0xC000000D
     ACCESS_DENIED = 0xC0000022
