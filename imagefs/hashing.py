@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from formats.blockreader import BlockReader
 from formats.errors import FormatError
+from imagefs.filesystems.names import bytes_of_name
 from imagefs.left_out import bytes_left_out
 from imagefs.parallel import in_order, workers
 from imagefs.readahead import ReadAheadHandle
@@ -182,7 +183,7 @@ def coreutils_line(hashed: Hashed, algorithm: str) -> bytes:
     name = hashed.name
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     mark = "\\" if escaped != name else ""
-    return mark.encode() + hashed.digests[algorithm].encode() + b"  " + os.fsencode(escaped) + b"\n"
+    return mark.encode() + hashed.digests[algorithm].encode() + b"  " + bytes_of_name(escaped) + b"\n"
 
 
 def hashdeep_head(algorithms: Collection[str]) -> bytes:
@@ -194,4 +195,5 @@ def hashdeep_head(algorithms: Collection[str]) -> bytes:
 def hashdeep_line(hashed: Hashed) -> bytes:
     """Return a line of a hashdeep file; what would end it is told by its number, as "hashdeep -u" does."""
     name = hashed.name.replace("\n", "U+000A").replace("\r", "U+000D")
-    return ",".join([str(hashed.size), *hashed.digests.values()]).encode() + b"," + os.fsencode(name) + b"\n"
+    fields = [str(hashed.size), *hashed.digests.values()]
+    return ",".join(fields).encode() + b"," + bytes_of_name(name) + b"\n"

@@ -34,6 +34,7 @@ from imagefs.filesystems.ext_layout import (
     parse_names,
     parse_superblock,
 )
+from imagefs.filesystems.names import name_of_bytes
 from imagefs.filesystems.runs import ChunkedReader, Run, RunsReader
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory
 
@@ -71,7 +72,7 @@ class ExtFileSystem(CachedFileSystem):
             target = node.block[: node.size]  # blocks that are counted are of its extended attributes
         else:
             target = self._data(node, f"link {inode}").read_at(0, node.size)
-        return os.fsdecode(target.rstrip(b"\0"))
+        return name_of_bytes(target.rstrip(b"\0"))
 
     def open(self, inode: int) -> BlockReader:
         """Return a file's data."""
@@ -118,7 +119,7 @@ class ExtFileSystem(CachedFileSystem):
                 if not raw or b"/" in raw or b"\0" in raw:
                     raise DamagedError(f"{what}: the name {raw!r} can't be")
                 kind = _NAME_TYPES.get(code, NodeType.OTHER) if code else self.attributes(number).type
-                yield Entry(os.fsdecode(raw), number, kind)
+                yield Entry(name_of_bytes(raw), number, kind)
 
     def _directory_blocks(self, node: Inode, what: str) -> Iterator[bytes]:
         reader = self._data(node, what)

@@ -1,4 +1,8 @@
-"""File names that are stored as UTF-16."""
+"""File names as they are stored: bytes, UTF-8 as a rule, or UTF-16.
+
+The text is the same on every system: what is no Unicode is in it as surrogate escapes, also where the system
+itself (``os.fsencode``) knows another way.
+"""
 
 from codecs import utf_16_le_decode
 
@@ -20,3 +24,13 @@ def plain_name(name: str) -> str:
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
+
+
+def name_of_bytes(raw: bytes) -> str:
+    """Return the name that is stored as these bytes."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def bytes_of_name(name: str) -> bytes:
+    """Return the bytes of a name, whatever they were."""
+    return name.encode("utf-8", "surrogateescape")

@@ -16,6 +16,7 @@ import pytsk3
 from formats.blockreader import BlockReader, BytesReader
 from formats.errors import DamagedError, UnsupportedError
 from imagefs.filesystems.base import CachedFileSystem
+from imagefs.filesystems.names import name_of_bytes
 from imagefs.filesystems.runs import Run, RunsReader
 from imagefs.filesystems.tsk_image import TskFile, TskImage, data_attribute
 from mounters.tree import Attributes, Entry, NodeType, is_a_directory
@@ -86,7 +87,7 @@ class TskFileSystem(CachedFileSystem):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if not target:
             raise DamagedError(f"inode {inode}: a link without a target")
-        return os.fsdecode(target) if isinstance(target, bytes) else str(target)
+        return name_of_bytes(target) if isinstance(target, bytes) else str(target)
 
     def open(self, inode: int) -> BlockReader:
         """Return a file's data."""
@@ -147,7 +148,7 @@ class TskFileSystem(CachedFileSystem):
             kind = _NAME_TYPES.get(int(name.type), NodeType.OTHER)
         else:
             kind = _TYPES.get(int(meta.type), NodeType.OTHER)
-        return Entry(os.fsdecode(raw), inode, kind)
+        return Entry(name_of_bytes(raw), inode, kind)
 
     def _attributes_of(self, inode: int, node: Any) -> Attributes:
         meta = node.info.meta

@@ -20,6 +20,7 @@ from formats.errors import FormatError, UnsupportedError
 from imagefs.filesystems.base import FileSystem, GoneError, Recovery, RecoveryState
 from imagefs.filesystems.claims import Claims, Contested
 from imagefs.filesystems.deleted import DELETED_ATTRIBUTE, free_name
+from imagefs.filesystems.names import name_of_bytes
 from imagefs.filesystems.remains import NOT_HELD, GoneReader, Remains, RemainsReader
 from imagefs.filesystems.runs import Run, RunsReader
 from imagefs.filesystems.tsk_image import TskImage
@@ -278,11 +279,11 @@ class DeletedFileSystem(FileSystem):
         if not is_deleted:
             if type_ is not NodeType.DIRECTORY:
                 return None
-            return _Found(parent, os.fsdecode(name.name), inode, type_, False)
+            return _Found(parent, name_of_bytes(name.name), inode, type_, False)
         is_reused = not inode or meta is None or bool(int(meta.flags) & _ALLOCATED)
         if is_reused:
             type_ = _NAME_TYPES.get(kind, NodeType.FILE)
-        return _Found(parent, os.fsdecode(name.name), inode, type_, True, is_reused)
+        return _Found(parent, name_of_bytes(name.name), inode, type_, True, is_reused)
 
     def _is_readable(self, fs: Any, item: _Found) -> bool:
         """Whether a directory's entries are there: of a deleted one only if its clusters are its own."""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from formats.errors import DamagedError
-from imagefs.filesystems.names import decode_name
+from imagefs.filesystems.names import bytes_of_name, decode_name
 from imagefs.filesystems.ntfs.layout import (
     DIRECTORY,
     DOS_NAME,
@@ -44,7 +44,7 @@ def attribute_names(streams: Sequence[str]) -> list[str]:
         USER + name
         for name in streams
         if "\0" not in name
-        and not (name.startswith(_OWN_PREFIX) and len(os.fsencode(name)) > len(_OWN_PREFIX) + 1)
+        and not (name.startswith(_OWN_PREFIX) and len(bytes_of_name(name)) > len(_OWN_PREFIX) + 1)
     ]
 
 
@@ -206,4 +206,4 @@ def _dos_name(file: Record) -> bytes | None:
     if sum(name[65] != DOS_NAME for name in names) > 1:
         raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
     name = decode_name(short[-1][66 : 66 + 2 * min(short[-1][64], _LONGEST_DOS_NAME)])
-    return os.fsencode(unicode_upcase().fold(name))
+    return bytes_of_name(unicode_upcase().fold(name))

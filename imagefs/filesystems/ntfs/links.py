@@ -15,14 +15,13 @@ names, as far as the path goes through real directories.
   directory above the link that is named rootfs, where WSL keeps its Linux.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from formats.errors import DamagedError, FormatError
 from imagefs.filesystems.base import LeastRecentlyUsed
-from imagefs.filesystems.names import decode_name
+from imagefs.filesystems.names import bytes_of_name, decode_name
 from imagefs.filesystems.ntfs.directories import Directories
 from imagefs.filesystems.ntfs.layout import (
     DIRECTORY,
@@ -80,7 +79,7 @@ class Links:
         Raises FormatError where the directories above it can't be told.
         """
         target = self._map(self._chains(attributes, what), link)
-        if target is not None and len(os.fsencode(target)) > _LONGEST:
+        if target is not None and len(bytes_of_name(target)) > _LONGEST:
             target = None
         return ShownLink(target, link.shown.encode("utf-8", "surrogateescape"))
 

@@ -1,11 +1,11 @@
 """What file records say of their nodes: type, size, owner and times; and what links are shown as."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from formats.errors import DamagedError
 from imagefs.filesystems.base import Stream, VolumeOptions
+from imagefs.filesystems.names import bytes_of_name
 from imagefs.filesystems.ntfs.data import REPARSE_LIMIT, stored_size
 from imagefs.filesystems.ntfs.extended import security_id
 from imagefs.filesystems.ntfs.layout import (
@@ -66,7 +66,7 @@ class RecordNodes:
         kind, shown = self._special_type(attributes, flags, kind, what)
         size = allocated = 0
         if shown is not None:
-            size = len(shown.text if shown.target is None else os.fsencode(shown.target))
+            size = len(shown.text if shown.target is None else bytes_of_name(shown.target))
         elif kind is not NodeType.OTHER:
             size, allocated = self._sizes(attributes, kind, what)
         user, group, execute = self._owners.of_file(
