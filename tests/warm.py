@@ -108,7 +108,7 @@ def _serve() -> None:
     from imagefs.cli import COMMANDS, main
 
     for command in COMMANDS:
-        import_module(f"imagefs.cli.{command}")
+        import_module(f"imagefs.cli.{command.replace('-', '_')}")
     sys.argv = ["imagefs", "backup", "--discard", "nothing is here"]  # loads what is loaded when it is needed
     with suppress(SystemExit), redirect_stderr(StringIO()):
         main()

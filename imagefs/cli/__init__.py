@@ -54,6 +54,7 @@ COMMANDS = (
     "serve",
     "convert",
     "boot",
+    "shell-register",
 )
 
 
@@ -61,7 +62,8 @@ def _add_commands(arguments: Sequence[str]) -> None:
     """Add the command that is asked for, or all where none is: loading what no one asks for takes time."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name in (asked,) if asked in COMMANDS else COMMANDS:
-        app.command(name)(getattr(import_module(f"imagefs.cli.{name}"), name))
+        module = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f"imagefs.cli.{module}"), module))
 
 
 def _tell_version(asked: bool) -> None:

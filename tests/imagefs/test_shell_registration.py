@@ -1,0 +1,150 @@
+"""The menus of Explorer: what is added, that it can be undone, and that nothing of others is touched."""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagefs import shell_mount
+from imagefs.shell_registration import EXTENSIONS, mount_command, register, settings, unregister
+from tests.conftest import run_imagefs
+
+COMMAND = mount_command(r"C:\Program Files\Python311\pythonw.exe")
+VERB = r"Software\Classes\SystemFileAssociations\.mrimgx\shell\imagefs.mount"
+
+
+class DictRegistry:
+    """Keys and values as Windows keeps them: keys by their names in any case, no key without those above."""
+
+    def __init__(self, keys: dict[str, dict[str, str | list[str]]]) -> None:
+        self.keys = {r"software": {}, r"software\classes": {}, **keys}
+
+    def has_key(self, key: str) -> bool:
+        return key.lower() in self.keys
+
+    def is_empty(self, key: str) -> bool:
+        below = key.lower() + "\\"
+        return not self.keys[key.lower()] and not any(name.startswith(below) for name in self.keys)
+
+    def create_key(self, key: str) -> None:
+        parts = key.lower().split("\\")
+        for count in range(1, len(parts) + 1):
+            self.keys.setdefault("\\".join(parts[:count]), {})
+
+    def delete_key(self, key: str) -> None:
+        if any(name.startswith(key.lower() + "\\") for name in self.keys):
+            raise PermissionError(13, "Access is denied")
+        del self.keys[key.lower()]
+
+    def value(self, key: str, name: str) -> str | list[str] | None:
+        return self.keys[key.lower()].get(name)
+
+    def set_value(self, key: str, name: str, value: str | list[str]) -> None:
+        self.keys[key.lower()][name] = value
+
+    def delete_value(self, key: str, name: str) -> None:
+        del self.keys[key.lower()][name]
+
+
+OTHERS: dict[str, dict[str, str | list[str]]] = {
+    r"software\classes\.mrimgx": {"": "Reflect.Image"},
+    r"software\classes\.mrimgx\openwithprogids": {"Reflect.Image": ""},
+    r"software\classes\systemfileassociations": {},
+    r"software\classes\systemfileassociations\.mrbak": {},
+    r"software\classes\systemfileassociations\.mrbak\shell": {},
+    r"software\classes\systemfileassociations\.mrbak\shell\browse": {"": "Browse image"},
+}
+
+
+def test_what_a_right_click_runs() -> None:
+    registry = DictRegistry({})
+    register(registry, COMMAND)
+    wanted = r'"C:\Program Files\Python311\pythonw.exe" -P -m imagefs.shell_mount "%1"'
+    for extension in EXTENSIONS:
+        verb = VERB.replace(".mrimgx", extension)
+        assert registry.value(verb, "") == "Mount with imagefs"
+        assert registry.value(rf"{verb}\command", "") == wanted
+        assert registry.value(rf"Software\Classes\{extension}\OpenWithProgids", "imagefs.Image") == ""
+    assert registry.value(r"Software\Classes\imagefs.Image\shell\open\command", "") == wanted
+
+
+def test_the_default_program_stays() -> None:
+    registry = DictRegistry(copy.deepcopy(OTHERS))
+    register(registry, COMMAND)
+    for key, values in OTHERS.items():
+        assert registry.keys[key].items() >= values.items()
+    for extension in EXTENSIONS:
+        assert not any(
+            setting.name == "" and setting.key.endswith(rf"Classes\{extension}") for setting in settings("")
+        )
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("before", [{}, OTHERS])
+def test_what_was_added_is_taken_out_and_nothing_else(
+    before: dict[str, dict[str, str | list[str]]], times: int
+) -> None:
+    registry = DictRegistry(copy.deepcopy(before))
+    wanted = copy.deepcopy(registry.keys)
+    for number in range(times):
+        register(registry, mount_command(f"C:\\{number}\\pythonw.exe"))
+    assert unregister(registry)
+    assert registry.keys == wanted
+    assert not unregister(registry)
+    assert registry.keys == wanted
+
+
+def test_what_others_put_into_our_keys_stays() -> None:
+    registry = DictRegistry({})
+    register(registry, COMMAND)
+    registry.set_value(rf"{VERB}\command", "DelegateExecute", "{something}")
+    assert unregister(registry)
+    left = {key: values for key, values in registry.keys.items() if values}
+    assert left == {rf"{VERB}\command".lower(): {"DelegateExecute": "{something}"}}
+
+
+@pytest.mark.parametrize("step", range(1, 40))
+def test_what_was_cut_off_can_be_undone(step: int) -> None:
+    class Failing(DictRegistry):
+        left = step
+
+        def set_value(self, key: str, name: str, value: str | list[str]) -> None:
+            self.left -= 1
+            if not self.left:
+                raise OSError(5, "Access is denied")
+            super().set_value(key, name, value)
+
+    registry = Failing(copy.deepcopy(OTHERS))
+    wanted = copy.deepcopy(registry.keys)
+    try:
+        register(registry, COMMAND)
+    except OSError:
+        registry.left = -1
+    unregister(registry)
+    assert registry.keys == wanted
+
+
+def test_a_message_when_mounting_fails(tmp_path: Path) -> None:
+    shown: list[str] = []
+    code = (
+        "import os, sys; sys.stderr.write('imagefs: no b\u00fcckup'); assert not sys.stdin.read();"
+        "sys.exit(3 if os.environ['PYTHONSAFEPATH'] else 0)"
+    )
+    command = [sys.executable, "-X", "utf8", "-c", code]
+    image = str(tmp_path / "full.mrimgx")
+    assert shell_mount.mount([image], shown.append, lambda _: command) == 3
+    assert shown == [f"{image}\n\nimagefs: no b\u00fcckup"]
+    assert shell_mount.mount([image], shown.append, lambda _: [sys.executable, "-c", ""]) == 0
+    assert shell_mount.mount([], shown.append) == 2
+    assert len(shown) == 2
+
+
+def test_another_system_has_no_explorer() -> None:
+    if os.name == "nt":
+        pytest.skip("it has, here")
+    for options in ((), ("--remove",)):
+        done = run_imagefs("shell-register", *options)
+        assert (done.code, done.output) == (2, b"")
+        assert "for Windows" in done.errors
