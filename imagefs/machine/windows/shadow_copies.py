@@ -143,8 +143,9 @@ def take(
 
     What dead runs left is removed first. Raises SnapshotError; then those that were made are removed again.
     """
-    warnings = remove_leftovers(system)
     wmi = Wmi(system)
+    wmi.copies()  # where there are none to be had, it says why best
+    warnings = remove_leftovers(system)
     record = Record.new(system.records_folder(), system.myself())
     shadows = ShadowSet(wmi, record, warnings)
     record.save()
