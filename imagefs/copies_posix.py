@@ -14,6 +14,7 @@ from mounters.tree import Attributes, NodeType
 
 # As ntfs-3g takes them. All times, not that of creation alone: others that are set after it are lost.
 _TIMES, _FLAGS, _DESCRIPTOR = "system.ntfs_times_be", "system.ntfs_attrib_be", "system.ntfs_acl"
+_NORMAL = 0x80  # FILE_ATTRIBUTE_NORMAL: none of the others
 _UNKNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # what other file systems say to them
 _LIMIT = 1 << 16  # bytes of an extended attribute; Linux takes no larger ones
 _TOO_LARGE = (errno.E2BIG, errno.ENOSPC, errno.ERANGE)
@@ -115,7 +116,7 @@ def set_attributes(path: Path, known: Attributes, flags: int | None, times: byte
         path.chmod((known.mode | stat.S_IWUSR) & 0o777 & ~_UMASK)
     try:
         if flags is not None and known.type is not NodeType.LINK:  # a link of ntfs-3g is one by them
-            _set(path, _FLAGS, flags.to_bytes(4, "big"))
+            _set(path, _FLAGS, (flags or _NORMAL).to_bytes(4, "big"))
         if times is not None:
             _set(path, _TIMES, times)
     finally:

@@ -36,8 +36,8 @@ def finish(
         yield from _copy_security(tree, known.inode, copy)
     flags = times = None
     if streams or not system.FLAGS_ON_REQUEST:
+        flags = None if _is_volume(tree, known.inode) else known.file_attributes
         try:
-            flags = None if _is_volume(tree, known.inode) else file_attributes(tree, known.inode)
             times = _value(tree, known.inode, _TIMES)
         except FormatError as error:
             yield "", error
@@ -47,17 +47,11 @@ def finish(
         yield "", error
 
 
-def file_attributes(tree: ImageTree, inode: int) -> int | None:
-    """Return a node's file attributes, None where it has none; FormatError where they can't be read."""
-    value = _value(tree, inode, _FLAGS)
-    return None if value is None else int.from_bytes(value, "big")
-
-
 def leads_to_directory(tree: ImageTree, path: str, inode: int, text: str) -> bool:
     """Whether a link at ``path`` leads to a directory: its record says so, or what is there in the tree."""
     try:
-        flags = file_attributes(tree, inode)
-        if flags is not None and flags & _FLAG_DIRECTORY:
+        flags = _value(tree, inode, _FLAGS)
+        if flags is not None and flags[3] & _FLAG_DIRECTORY:
             return True
         there = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), text))
         return tree.attributes(tree.resolve(there)).type is NodeType.DIRECTORY
