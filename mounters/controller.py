@@ -318,8 +318,9 @@ def serve(
 ) -> None:
     """Mount a tree and serve it until it is unmounted, or SIGINT, SIGTERM, SIGHUP or SIGBREAK ends it.
 
-    ``ready`` is called with the mount point once the mount answers. Signals are heeded when this is called
-    in the main thread. Raises MountPointError when the mount point is refused, MountError for everything else.
+    ``ready`` is called with the mount point once the mount answers. Signals are heeded when this is
+    called in the main thread. Raises MountPointError when the mount point is refused, MountError for
+    everything else.
     """
     with _signals() as stop:
         mounted = Mount(tree, mountpoint, options or MountOptions())

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,7 +25,9 @@ from imagefs.cli.common import (
     output,
     say,
 )
+from imagefs.cli.console import heed_console_end, set_encodings, swallowed_argument
 from mounters.controller import ready_fd, report_failure
+from mounters.winfsp_binding import NOTICE
 
 app = typer.Typer(
     name="imagefs",
@@ -63,12 +66,15 @@ def _add_commands(arguments: Sequence[str]) -> None:
     asked = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name in (asked,) if asked in COMMANDS else COMMANDS:
         module = name.replace("-", "_")
-        app.command(name)(getattr(import_module(f"imagefs.cli.{module}"), module))
+        about = f"Mounts through {NOTICE}" if name == "mount" and mount.ON_WINDOWS else None
+        app.command(name, epilog=about)(getattr(import_module(f"imagefs.cli.{module}"), module))
 
 
 def _tell_version(asked: bool) -> None:
     if asked:
         output.print(f"imagefs {version('imagefs')}")
+        if mount.ON_WINDOWS:
+            output.print(f"Mounts through {NOTICE}", markup=False)
         raise typer.Exit
 
 
@@ -103,8 +109,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _heed_signals() -> None:
     """Let SIGTERM, and a terminal that is closed, interrupt as Ctrl-C does: nothing is left behind."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP, and SIGBREAK (Ctrl-Break) alone
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # else nohup started us
             signal.signal(number, _interrupt)
 
@@ -112,12 +118,29 @@ def _heed_signals() -> None:
 def main() -> None:
     """Run the command line and exit with its code; errors become one line on standard error."""
     _open_standard_streams()
+    set_encodings()
     _heed_signals()
-    _add_commands(sys.argv[1:])
+    ended = threading.Event()
+    heed_console_end(ended)
+    try:
+        sys.exit(_run(sys.argv[1:]))
+    finally:
+        ended.set()
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; return the exit code."""
+    _add_commands(arguments)
     fd = ready_fd()  # where this is the serving process of a mount, its starter waits for a word
     mount.starter = fd
     try:
-        code = app(standalone_mode=False)
+        if mount.ON_WINDOWS and (swallowed := swallowed_argument(arguments)):
+            raise typer.BadParameter(
+                f"{swallowed} has a quote in it: before the closing quote write no backslash, or two"
+            )
+        # Given, so that the arguments stay what they are: typer would look for files with the names of
+        # patterns on Windows, and take $Shadow for a variable.
+        code = app(arguments, standalone_mode=False)
         flush_output()
         if code == ExitCode.INTERRUPTED:
             say("interrupted")
@@ -138,4 +161,4 @@ def main() -> None:
             report_failure(fd, code, message_of(error))
         else:
             say(message_of(error))
-    sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+    return code if isinstance(code, int) else ExitCode.DONE

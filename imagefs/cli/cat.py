@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagefs.cli.common import PasswordFile, SourceArgument, about, opened, write_output
+from imagefs.cli.common import PasswordFile, SourceArgument, about, opened, tree_path, write_output
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from mounters.tree import NodeType, is_a_directory
 
@@ -32,7 +32,7 @@ def cat(
     with opened(source, password_file) as opened_source, ExitStack() as stack:
         tree = opened_source.tree(options=options)
         files = []
-        for path in paths:
+        for path in map(tree_path, paths):
             inode = tree.resolve(path)
             if tree.attributes(inode).type is NodeType.DIRECTORY:
                 raise is_a_directory(path)

@@ -1,5 +1,6 @@
 """What the commands share: arguments, passwords, output, exit codes."""
 
+import codecs
 import errno
 import json
 import os
@@ -27,6 +28,7 @@ from rich.progress import (
 
 import imagefs
 from formats.errors import FormatError, PasswordError, ReadError
+from imagefs.cli.console import is_console
 from imagefs.errors import ImagingError
 from imagefs.source import Source
 from mounters.controller import MountError
@@ -82,6 +84,12 @@ PasswordFile = Annotated[
         f" Else it is taken from {PASSWORD_VARIABLE}, else asked for on a terminal.",
     ),
 ]
+# What Notepad and the ">" of PowerShell begin with.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+}
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -132,17 +140,32 @@ def drop_output() -> None:
 
 
 def given_password(password_file: Path | None) -> str | None:
-    """Return the password from the file or the environment, None when there is none."""
+    """Return the password from the file or the environment, None when there is none.
+
+    The file is UTF-8, or what its byte order mark says.
+    """
     if password_file is None:
         return os.environ.get(PASSWORD_VARIABLE)
     try:
         data = sys.stdin.buffer.read() if str(password_file) == "-" else password_file.read_bytes()
     except OSError as error:
         raise ReadError(error.strerror or str(error), path=password_file) from error
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if data.startswith(mark)), b"")
     try:
-        return data.decode().split("\n", 1)[0].removesuffix("\r")
+        text = data.removeprefix(mark).decode(_BYTE_ORDER_MARKS.get(mark, "utf-8"))
+        return text.split("\n", 1)[0].removesuffix("\r")
     except UnicodeDecodeError as error:
         raise PasswordError("the password is not UTF-8", path=password_file) from error
+
+
+def can_ask() -> bool:
+    """Tell whether somebody sits at standard input."""
+    return is_console(sys.stdin)
+
+
+def tree_path(path: str) -> str:
+    r"""Return a path in the tree as the tree has it: on Windows people may write it with "\"."""
+    return path.replace("\\", "/") if sys.platform == "win32" else path
 
 
 @contextmanager
@@ -156,7 +179,7 @@ def opened(path: Path, password_file: Path | None = None, *, ask: bool = True) -
     with imagefs.open(path) as source:
         if source.is_encrypted:
             password = given_password(password_file)
-            if password is None and ask and sys.stdin.isatty():
+            if password is None and ask and can_ask():
                 password = typer.prompt(f"Password for {path}", hide_input=True, err=True)
             if password is not None:
                 source.unlock(password)

@@ -11,6 +11,7 @@ from imagefs.cli.common import (
     opened,
     progress_bar,
     say,
+    tree_path,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from imagefs.copying import copy_out
@@ -65,7 +66,7 @@ def cp(
     with opened(source, password_file) as opened_source, progress_bar("copying") as bar:
         result = copy_out(
             opened_source.tree(options=options),
-            wanted,
+            [tree_path(path) for path in wanted],
             target,
             overwrite=overwrite,
             streams=streams,

@@ -17,6 +17,7 @@ from imagefs.cli.common import (
     progress_bar,
     say,
     size_text,
+    tree_path,
     write_output,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
@@ -90,7 +91,7 @@ def hash(
         found = _tell_left_out(
             hash_files(
                 opened_source.tree(options=options),
-                paths or [""],
+                [tree_path(path) for path in paths or [""]],
                 chosen,
                 failed,
                 streams=streams,

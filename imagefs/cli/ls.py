@@ -20,6 +20,7 @@ from imagefs.cli.common import (
     print_json,
     say,
     tell_left_out,
+    tree_path,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
 from imagefs.filesystems import Recovery, Stream
@@ -50,6 +51,7 @@ def ls(
 
     Exit codes: 0 · 2 when there is no such path · 3 · 4 · 5 · 7 when an entry can't be read.
     """
+    path = tree_path(path)
     options = volume_options(deleted=deleted, raw_efs=raw_efs, keys=volume_keys)
     with opened(source, password_file) as opened_source:
         tree = opened_source.tree(options=options)

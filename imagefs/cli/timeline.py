@@ -13,6 +13,7 @@ from imagefs.cli.common import (
     message_of,
     opened,
     say,
+    tree_path,
     write_output,
 )
 from imagefs.cli.volumes import Deleted, VolumeKeys, volume_options
@@ -66,6 +67,6 @@ def timeline(
     write = write_json if json else write_csv if form is Form.CSV else write_body_file
     with opened(source, password_file) as opened_source:
         tree = opened_source.tree(options=options)
-        write(times_below(tree, path, failed, passed_over), write_output)
+        write(times_below(tree, tree_path(path), failed, passed_over), write_output)
     if failures:
         raise typer.Exit(ExitCode.INPUT_OUTPUT)

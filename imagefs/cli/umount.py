@@ -1,5 +1,6 @@
 """``imagefs umount``: take a mount away."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -10,7 +11,15 @@ from mounters.controller import unmount
 def umount(
     # No Path: typer would ask a mount whose process has gone, and refuse it.
     mountpoint: Annotated[str, typer.Argument(help="Where something is mounted.")],
-    force: Annotated[bool, typer.Option("--force", help="Also when files are open there.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Also when its process does not end: end it. (Open files never keep a mount here.)"
+            if sys.platform == "win32"
+            else "Also when files are open there.",
+        ),
+    ] = False,
 ) -> None:
     """Unmount, and wait until the mount is gone; also one whose process was killed.
 

@@ -35,12 +35,10 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelOfWindows]:
 @pytest.fixture
 def windows_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     r"""Have paths as they are on Windows, with C:\work as the working directory."""
-    monkeypatch.setattr(
-        windows_mounts.os.path, "abspath", lambda path: ntpath.normpath(ntpath.join("C:\\work", path))
-    )
-    monkeypatch.setattr(windows_mounts.os.path, "realpath", ntpath.normpath)
+    monkeypatch.setattr(os.path, "abspath", lambda path: ntpath.normpath(ntpath.join("C:\\work", path)))
+    monkeypatch.setattr(os.path, "realpath", ntpath.normpath)
     for name in ("split", "join", "dirname"):
-        monkeypatch.setattr(windows_mounts.os.path, name, getattr(ntpath, name))
+        monkeypatch.setattr(os.path, name, getattr(ntpath, name))
 
 
 @pytest.mark.parametrize("text", ["X:", "x:", "X:\\", "x:/", "\\\\.\\X:", "\\\\?\\x:\\", "//./x:/"])
@@ -126,8 +124,8 @@ def test_the_next_letter_that_is_free(windows: ModelOfWindows) -> None:
 @pytest.mark.usefixtures("windows_paths", "windows")
 def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"C:\\work", "C:\\work\\there"}
-    monkeypatch.setattr(windows_mounts.os.path, "isdir", there.__contains__)
-    monkeypatch.setattr(windows_mounts.os.path, "lexists", there.__contains__)
+    monkeypatch.setattr(os.path, "isdir", there.__contains__)
+    monkeypatch.setattr(os.path, "lexists", there.__contains__)
     with claim("new") as held:
         assert held.mountpoint == "C:\\work\\new"
         with pytest.raises(MountPointError, match="another imagefs"):
