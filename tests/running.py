@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.warm import Warm, warm_process
+if sys.platform != "win32":
+    from tests.warm import Warm, warm_process
 
 _PASSWORD = "IMAGEFS_PASSWORD"
 
@@ -33,14 +34,14 @@ def run_imagefs(
     *arguments: str | Path, stdin: bytes = b"", password: str | None = None, timeout: float = 120
 ) -> Ran:
     """Run the command line, in a fork of a process that has it loaded: most of a short run is loading."""
-    if not _one_at_a_time.acquire(blocking=False):
-        return run_afresh(*arguments, stdin=stdin, password=password, timeout=timeout)
-    try:
-        words = [str(argument) for argument in arguments]
-        code, output, errors = _starter().run_with(words, _environment(password), stdin, timeout)
-    finally:
-        _one_at_a_time.release()
-    return Ran(code, output, errors.decode(errors="replace"))
+    words = [str(argument) for argument in arguments]
+    if sys.platform != "win32" and _one_at_a_time.acquire(blocking=False):  # which has no forks
+        try:
+            code, output, errors = _starter().run_with(words, _environment(password), stdin, timeout)
+        finally:
+            _one_at_a_time.release()
+        return Ran(code, output, errors.decode(errors="replace"))
+    return run_afresh(*words, stdin=stdin, password=password, timeout=timeout)
 
 
 def run_afresh(
@@ -65,11 +66,12 @@ def _environment(password: str | None) -> dict[str, str]:
 
 _one_at_a_time = threading.Lock()
 
+if sys.platform != "win32":
 
-@cache
-def _starter() -> Warm:
-    """Start what runs are forked from; it ends with this process."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefs-runs-"))
-    return stack.enter_context(warm_process(Path(folder, "run")))
+    @cache
+    def _starter() -> Warm:
+        """Start what runs are forked from; it ends with this process."""
+        stack = ExitStack()
+        atexit.register(stack.close)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imagefs-runs-"))
+        return stack.enter_context(warm_process(Path(folder, "run")))
