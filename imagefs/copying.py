@@ -17,7 +17,7 @@ from imagefs.filesystems import GoneError, RecoveryState
 from imagefs.left_out import bytes_left_out
 from imagefs.readahead import ReadAheadHandle
 from imagefs.stream_copies import finish, leads_to_directory, system
-from imagefs.target_names import Doubts, is_same, may_be_one, may_be_short
+from imagefs.target_names import Doubts, Made
 from imagefs.tree import ImageTree
 from mounters.tree import Attributes, NodeType
 
@@ -81,7 +81,7 @@ class _Copy:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._targets: set[Path] = set()
-        self._folders: dict[Path, list[Path]] = {}  # those of this copy, by what they are in
+        self._folders = Made()  # those of this copy
         self.doubts = Doubts(())
         self.directories: list[tuple[_Job, bool]] = []  # and whether each was made here
         self.files: list[_Job] = []
@@ -161,21 +161,18 @@ class _Copy:
 
         Raises FileExistsError where another one of this copy is found by its name.
         """
-        others = self._folders.setdefault(path.parent, [])
         try:
             path.mkdir()
         except FileExistsError:
             if not stat.S_ISDIR(path.lstat().st_mode):
                 raise
-            for other in others:
-                alike = may_be_short(path.name) or may_be_one(path.name) == may_be_one(other.name)
-                if alike and other.name != path.name and is_same(other, path):
-                    raise FileExistsError(
-                        errno.EEXIST, f"another directory of this copy, {other.name}, has its name there"
-                    ) from None
-            others.append(path)
+            other = self._folders.other(path)
+            if other is not None:
+                said = f"another directory of this copy, {other.name}, has its name there"
+                raise FileExistsError(errno.EEXIST, said) from None
+            self._folders.add(path)
             return False
-        others.append(path)
+        self._folders.add(path)
         return True
 
     def copy(self, job: _Job) -> None:

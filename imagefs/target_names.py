@@ -26,22 +26,46 @@ def may_be_short(name: str) -> bool:
     return _SHORT.match(name) is not None
 
 
-def is_same(one: Path, other: Path) -> bool:
-    """Whether two names in a folder lead to one file or directory there, and no second name was given to it.
+class Made:
+    """What a copy has made in folders, to be asked whether a further name finds some of it.
 
-    False as well where one of them is not there.
+    Numbers of files don't tell that alone: libfuse gives each name a number of its own, and one file may have
+    two names.
     """
+
+    def __init__(self) -> None:
+        self._alike: dict[tuple[Path, str], list[Path]] = {}
+        self._all: dict[Path, list[Path]] = {}
+
+    def add(self, path: Path) -> None:
+        """Take note of what was made."""
+        self._alike.setdefault(_key(path), []).append(path)
+        self._all.setdefault(path.parent, []).append(path)
+
+    def other(self, path: Path) -> Path | None:
+        """Return what was made under another name and is found by this one; None: nothing is."""
+        alike = [made for made in self._alike.get(_key(path), ()) if made.name != path.name]
+        other = alike[0] if alike else None
+        if other is None and may_be_short(path.name):
+            other = next((made for made in self._all.get(path.parent, ()) if _is_same(made, path)), None)
+        if other is None or not os.path.lexists(path):
+            return None
+        return None if path.name in {entry.name for entry in path.parent.iterdir()} else other
+
+
+def _key(path: Path) -> tuple[Path, str]:
+    return path.parent, may_be_one(path.name)
+
+
+def _is_same(one: Path, other: Path) -> bool:
     try:
-        first, second = one.lstat(), other.lstat()
+        return os.path.samestat(one.lstat(), other.lstat())
     except OSError:
         return False
-    if not os.path.samestat(first, second):
-        return False
-    return first.st_nlink < 2 or not {one.name, other.name} <= {path.name for path in one.parent.iterdir()}
 
 
 class Doubts:
-    """Of the targets of a copy, those that may turn out to be one with another one.
+    """Of the files of a copy, those whose names may turn out to be one with another's.
 
     They are written one after the other, behind all the rest, and each is looked for first.
     """
@@ -50,13 +74,13 @@ class Doubts:
         names: dict[tuple[Path, str], Path] = {}
         self._doubted: set[Path] = set()
         for target in targets:
-            known = names.setdefault((target.parent, may_be_one(target.name)), target)
+            known = names.setdefault(_key(target), target)
             if known is not target:
                 self._doubted |= {known, target}
             if may_be_short(target.name):
                 self._doubted.add(target)
         self._folders = {target.parent for target in self._doubted}
-        self._made: dict[Path, list[Path]] = {}
+        self._made = Made()
 
     def __contains__(self, target: Path) -> bool:
         return target in self._doubted
@@ -64,14 +88,8 @@ class Doubts:
     def made(self, target: Path) -> None:
         """Take note of a file that was made."""
         if target.parent in self._folders:
-            self._made.setdefault(target.parent, []).append(target)
+            self._made.add(target)
 
     def other(self, target: Path) -> Path | None:
         """Return what was made under another name and is found by this one; None: nothing was."""
-        if target not in self._doubted or not os.path.lexists(target):
-            return None
-        for made in self._made.get(target.parent, ()):
-            alike = may_be_short(target.name) or may_be_one(made.name) == may_be_one(target.name)
-            if alike and made.name != target.name and is_same(made, target):
-                return made
-        return None
+        return self._made.other(target) if target in self._doubted else None
