@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.errors import DamagedError, ReadError
+from formats.files import open_stream, read_at, read_into
 
 _BLOCK = 65536  # bytes of the blocks that a reader without blocks of its own is cut into
 _CHUNK = 1 << 16  # blocks that are told together
@@ -201,11 +202,10 @@ class FileReader(BlockReader):
         self.path = path
         self._file: BinaryIO
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = open_stream(path, buffering=0)
             size = self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise ReadError(error.strerror or str(error), path=path) from error
-        self._lock = threading.Lock()  # only where there is no pread
         super().__init__(size)
 
     def fileno(self) -> int:
@@ -221,9 +221,9 @@ class FileReader(BlockReader):
 
     def _read(self, offset: int, length: int) -> bytes:
         try:
-            data = self._read_once(offset, length)
+            data = read_at(self.fileno(), length, offset)
             while len(data) < length:
-                more = self._read_once(offset + len(data), length - len(data))
+                more = read_at(self.fileno(), length - len(data), offset + len(data))
                 if not more:
                     raise DamagedError(
                         f"ends at {offset + len(data)}, {length} bytes were expected at {offset}",
@@ -235,22 +235,12 @@ class FileReader(BlockReader):
         return data
 
     def _read_into(self, offset: int, buffer: memoryview) -> None:
-        done = 0
-        if hasattr(os, "preadv"):
-            try:
-                done = os.preadv(self.fileno(), [buffer], offset)
-            except OSError:
-                done = 0  # what fails is told by reading again
+        try:
+            done = read_into(self.fileno(), buffer, offset)
+        except OSError:
+            done = 0  # what fails is told by reading again
         if done < len(buffer):
             buffer[done:] = self._read(offset + done, len(buffer) - done)
-
-    def _read_once(self, offset: int, length: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self.fileno(), length, offset)
-        with self._lock:
-            self.fileno()  # still open?
-            self._file.seek(offset)
-            return self._file.read(length)
 
 
 class SliceReader(BlockReader):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, cast
 
 if sys.platform == "win32":
     from formats.files_windows import (
@@ -122,12 +123,18 @@ else:
         return os.fspath(path)
 
 
+def open_stream(path: str | Path, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+    """Open a file as ``open`` does, for bytes, by ``open_file``."""
+    return cast(BinaryIO, open(path, mode, buffering, opener=open_file))
+
+
 __all__ = [
     "forget_cached",
     "lock_file",
     "move_new",
     "open_alone",
     "open_file",
+    "open_stream",
     "read_at",
     "read_into",
     "replace_file",

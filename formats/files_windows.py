@@ -28,7 +28,7 @@ _CREATE_NEW, _CREATE_ALWAYS, _OPEN_EXISTING, _OPEN_ALWAYS, _TRUNCATE_EXISTING = 
 _ATTRIBUTE_NORMAL = 0x80
 _ATTRIBUTE_DIRECTORY = 0x10
 _INVALID_HANDLE = ctypes.c_void_p(-1).value
-_INVALID_ATTRIBUTES = 0xFFFFFFFF
+_INVALID_ATTRIBUTES = _INVALID_SIZE = 0xFFFFFFFF
 _END_OF_FILE_INFO, _RENAME_INFO_EX = 6, 22  # FileEndOfFileInfo, FileRenameInfoEx
 _DELETE, _SYNCHRONIZE = 0x10000, 0x100000
 _REPLACE_IF_EXISTS, _POSIX_SEMANTICS = 0x1, 0x2  # FILE_RENAME_FLAG_…
@@ -100,6 +100,24 @@ _lock_file.restype = wintypes.BOOL
 _move_file = _kernel32.MoveFileExW
 _move_file.argtypes = (wintypes.LPCWSTR, wintypes.LPCWSTR, wintypes.DWORD)
 _move_file.restype = wintypes.BOOL
+_volume_path = _kernel32.GetVolumePathNameW
+_volume_path.argtypes = (wintypes.LPCWSTR, wintypes.LPWSTR, wintypes.DWORD)
+_volume_path.restype = wintypes.BOOL
+_volume_information = _kernel32.GetVolumeInformationW
+_volume_information.argtypes = (
+    wintypes.LPCWSTR,
+    wintypes.LPWSTR,
+    wintypes.DWORD,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    wintypes.LPWSTR,
+    wintypes.DWORD,
+)
+_volume_information.restype = wintypes.BOOL
+_compressed_size = _kernel32.GetCompressedFileSizeW
+_compressed_size.argtypes = (wintypes.LPCWSTR, ctypes.POINTER(wintypes.DWORD))
+_compressed_size.restype = wintypes.DWORD
 _close_handle = _kernel32.CloseHandle
 _close_handle.argtypes = (wintypes.HANDLE,)
 _device_io_control = _kernel32.DeviceIoControl
@@ -320,6 +338,29 @@ def _patiently(rename: Callable[[], int], target: Path) -> None:
         if code not in IN_USE or time.monotonic() > deadline:
             raise windows_error(code, target)
         time.sleep(_PAUSE)
+
+
+def file_system_of(folder: Path) -> str:
+    """Return the name of the file system that a folder, on a share as well, lies on: "NTFS", "FAT32"."""
+    name = str(folder.absolute())
+    root = ctypes.create_unicode_buffer(len(name) + 260)
+    kind = ctypes.create_unicode_buffer(260)
+    found = _volume_path(name, root, len(root)) and _volume_information(
+        root, None, 0, None, None, None, kind, len(kind)
+    )
+    if not found:
+        raise windows_error(ctypes.get_last_error(), folder)
+    return kind.value
+
+
+def stored_size(file: Path) -> int:
+    """Return the bytes that a file takes on its disk: less than its size where it has holes."""
+    high = wintypes.DWORD()
+    ctypes.set_last_error(0)
+    low = int(_compressed_size(system_path(file), ctypes.byref(high)))
+    if low == _INVALID_SIZE and (code := ctypes.get_last_error()):
+        raise windows_error(code, file)
+    return high.value << 32 | low
 
 
 def sync(fd: int) -> None:

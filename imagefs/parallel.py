@@ -17,10 +17,7 @@ _Result = TypeVar("_Result")
 
 def workers() -> int:
     """Return how many threads encode: as many as this process may use cores."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        count = os.cpu_count() or 2
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return min(count, MOST_WORKERS)
 
 

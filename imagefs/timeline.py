@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from formats.errors import FormatError
 from imagefs.filesystems import RecordedTimes, Stream
@@ -218,7 +218,7 @@ def _csv_time(nanoseconds: int) -> str:
     return time_text(nanoseconds)
 
 
-def _sorted(rows: Iterable[_Row], scratch: io.BufferedRandom) -> Iterator[bytes]:
+def _sorted(rows: Iterable[_Row], scratch: IO[bytes]) -> Iterator[bytes]:
     """Yield the lines of rows in order; sorted pieces of many go through the scratch file."""
     pieces: list[list[tuple[int, int]]] = []  # of each the batches' places and lengths in the file
     waiting: list[_Row] = []
@@ -232,7 +232,7 @@ def _sorted(rows: Iterable[_Row], scratch: io.BufferedRandom) -> Iterator[bytes]
     yield from (line for _, _, line in heapq.merge(*runs, waiting))
 
 
-def _spill(rows: list[_Row], scratch: io.BufferedRandom) -> list[tuple[int, int]]:
+def _spill(rows: list[_Row], scratch: IO[bytes]) -> list[tuple[int, int]]:
     rows.sort()
     places = []
     for first in range(0, len(rows), _BATCH):
@@ -242,7 +242,7 @@ def _spill(rows: list[_Row], scratch: io.BufferedRandom) -> list[tuple[int, int]
     return places
 
 
-def _spilled(places: Sequence[tuple[int, int]], scratch: io.BufferedRandom) -> Iterator[_Row]:
+def _spilled(places: Sequence[tuple[int, int]], scratch: IO[bytes]) -> Iterator[_Row]:
     for at, length in places:
         scratch.seek(at)
         yield from pickle.loads(scratch.read(length))  # noqa: S301  (what we wrote, into an unnamed file)

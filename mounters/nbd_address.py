@@ -6,11 +6,11 @@ server is not, and a file that is no socket is never touched.
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,28 +180,38 @@ class Listeners:
                 raise failed
         raise AddressError(f"{address.host}: no port is free for all addresses of that name", 6)
 
-    def _listen_at_file(self, path: str) -> None:
-        with _locked(Path(path).parent):
-            _remove_stale(Path(path))
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sockets.append(listener)
-            # On Linux the file gets its mode from here; elsewhere it is narrowed before anybody can
-            # connect, for nobody can before it listens.
-            with contextlib.suppress(OSError):
-                os.fchmod(listener.fileno(), 0o600)
-            listener.bind(path)
-            info = os.lstat(path)
-            self._identity = (info.st_dev, info.st_ino)
-            if stat.S_IMODE(info.st_mode) != 0o600:
-                Path(path).chmod(0o600)
-            listener.setblocking(False)
-            listener.listen(_BACKLOG)
+    if sys.platform == "win32":
+
+        def _listen_at_file(self, path: str) -> None:
+            raise AddressError(f"unix:{path}: Windows serves at ports only (try localhost:10809)", 2)
+
+    else:
+
+        def _listen_at_file(self, path: str) -> None:
+            with _locked(Path(path).parent):
+                _remove_stale(Path(path))
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.sockets.append(listener)
+                # On Linux the file gets its mode from here; elsewhere it is narrowed before anybody can
+                # connect, for nobody can before it listens.
+                with contextlib.suppress(OSError):
+                    os.fchmod(listener.fileno(), 0o600)
+                listener.bind(path)
+                info = os.lstat(path)
+                self._identity = (info.st_dev, info.st_ino)
+                if stat.S_IMODE(info.st_mode) != 0o600:
+                    Path(path).chmod(0o600)
+                listener.setblocking(False)
+                listener.listen(_BACKLOG)
 
 
 def _listening(family: socket.AddressFamily, name: tuple[object, ...]) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # where an address that may be used again is anybody's to take over
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(name)
@@ -213,42 +223,46 @@ def _listening(family: socket.AddressFamily, name: tuple[object, ...]) -> socket
     return listener
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a server that is no more."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise AddressError(f"{path} exists and is no socket (choose another name)", 6)
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+if sys.platform != "win32":
+    import fcntl
+
+    def _remove_stale(path: Path) -> None:
+        """Remove the socket file of a server that is no more."""
         try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        except TimeoutError:  # its backlog is full: somebody listens
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
-        else:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other servers from replacing socket files in a folder at the same moment."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    try:
-        while True:
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise AddressError(f"{path} exists and is no socket (choose another name)", 6)
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:  # some programs lock a folder for good
-                    raise AddressError(f"{folder}: locked by another program (choose another)", 6) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            except TimeoutError:  # its backlog is full: somebody listens
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    @contextlib.contextmanager
+    def _locked(folder: Path) -> Iterator[None]:
+        """Keep other servers from replacing socket files in a folder at the same moment."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:  # some programs lock a folder for good
+                        raise AddressError(
+                            f"{folder}: locked by another program (choose another)", 6
+                        ) from None
+                    time.sleep(0.05)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _explained(address: Address, error: OSError) -> AddressError:
@@ -256,7 +270,8 @@ def _explained(address: Address, error: OSError) -> AddressError:
         hint = "another server listens there; end it, or choose another address"
         return AddressError(f"{address}: in use ({hint})", 6)
     if error.errno in (errno.EACCES, errno.EPERM):
-        hint = "choose a folder of your own" if address.path else "ports below 1024 need root"
+        port = "another program has that port" if sys.platform == "win32" else "ports below 1024 need root"
+        hint = "choose a folder of your own" if address.path else port
         return AddressError(f"{address}: not allowed ({hint})", 6)
     if error.errno == errno.EADDRNOTAVAIL:
         return AddressError(f"{address}: this machine does not have that address", 6)

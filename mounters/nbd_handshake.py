@@ -133,6 +133,7 @@ class HandshakeSession:
     exports: Mapping[str, Export]
     default: str | None
     secure: Secure | None
+    listed: bool = True
     structured: bool = False
     encrypted: bool = False
     _context_of: Export | None = None  # the export that base:allocation was chosen for
@@ -238,6 +239,9 @@ class HandshakeSession:
 
     def _list(self, data: _Data) -> None:
         data.end()
+        if not self.listed:
+            self._reply(Reply.ERR_POLICY, b"this server lists nothing")
+            return
         for export in self.exports.values():
             name = export.name.encode()
             self._reply(Reply.SERVER, struct.pack(">I", len(name)) + name + _cut(export.description))

@@ -9,6 +9,7 @@ import logging
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ __all__ = ["Address", "AddressError", "NbdServer", "is_loopback", "parse_address
 log = logging.getLogger(__name__)
 
 _GRACE = 3.0  # seconds for requests in flight when the server stops, before their connections are cut
+_LONGEST_WAIT = 0.5  # seconds
 _PAUSE = 0.2  # seconds without accepting, when the system has no more descriptors
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -59,14 +61,17 @@ class NbdServer:
         max_connections: int = 64,
         handshake_timeout: float = 30.0,
         threads: int | None = None,
+        secret: str = "",
     ) -> None:
         """Take exports in the order in which they are listed; ``default`` is the one without a name.
 
         ``tls`` makes encryption a must for every client; it stays the caller's to close. ``insecure``
         allows addresses beyond this machine without it. ``threads`` is the number of requests of one
-        connection that are answered at once.
+        connection that are answered at once. With a ``secret`` clients must name an export with it before
+        the name, and none is listed: for whom else can connect.
         """
-        self._exports = {export.name: export for export in exports}
+        self._exports = {secret + export.name: export for export in exports}
+        self._listed = not secret
         if len(self._exports) != len(exports):
             raise ValueError("two exports have one name")
         if default is not None and default not in self._exports:
@@ -117,7 +122,7 @@ class NbdServer:
                 for listener in self._listeners.sockets:
                     selector.register(listener, selectors.EVENT_READ, listener)
                 while not self._stopping:
-                    for key, _ in selector.select(self._reap()):
+                    for key, _ in selector.select(_interruptible(self._reap())):
                         if key.data is None:
                             self._take_wakes()
                         elif not self._stopping:
@@ -215,6 +220,13 @@ class NbdServer:
         return max(0.0, min(deadlines) - now) if deadlines else None
 
 
+def _interruptible(seconds: float | None) -> float | None:
+    """Return how long to wait at once: on Windows Ctrl-C ends no wait, its handler runs behind it."""
+    if sys.platform != "win32":
+        return seconds
+    return _LONGEST_WAIT if seconds is None else min(seconds, _LONGEST_WAIT)
+
+
 class _Connection:
     """One client, from its greeting to its end, in a thread of its own."""
 
@@ -263,7 +275,11 @@ class _Connection:
     def _serve(self) -> None:
         server = self._server
         session = HandshakeSession(
-            Input(self._wire), server._exports, server._default, self._secure if server._tls else None
+            Input(self._wire),
+            server._exports,
+            server._default,
+            self._secure if server._tls else None,
+            server._listed,
         )
         agreement = session.run()
         export, handle = agreement.export, agreement.handle

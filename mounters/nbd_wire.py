@@ -49,8 +49,8 @@ class PlainWire:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send; see Wire."""
-        if len(buffers) == 1:
-            self._socket.sendall(buffers[0])
+        if len(buffers) == 1 or sys.platform == "win32":  # where sockets take one buffer at a time
+            self._socket.sendall(buffers[0] if len(buffers) == 1 else b"".join(buffers))
             return
         left = list(buffers)
         while left:
@@ -136,7 +136,7 @@ def prepare(connection: socket.socket) -> None:
     """
     connection.setblocking(True)
     with contextlib.suppress(OSError):
-        if connection.family == socket.AF_UNIX:
+        if sys.platform != "win32" and connection.family == socket.AF_UNIX:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

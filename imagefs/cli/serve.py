@@ -1,6 +1,7 @@
 """``imagefs serve``: an image's disks and partitions over the network block device protocol."""
 
 import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,10 @@ TlsPsk = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Listen beyond this machine without encryption all the same.")
 ]
+if sys.platform == "win32":
+    _CLOSED = signal.SIGBREAK  # Ctrl-Break, and the end of the console
+else:
+    _CLOSED = signal.SIGHUP
 
 
 def serve(
@@ -72,7 +77,7 @@ def serve(
         default = default_name(exports)
         server = NbdServer(exports, address, default=default, tls=credentials, insecure=insecure)
         with server:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, _CLOSED):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # else nohup started us
                     signal.signal(number, lambda *_: server.stop())
             _tell(server, exports, default, tls=credentials is not None, json=json)

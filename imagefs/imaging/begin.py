@@ -18,8 +18,8 @@ from imagefs.imaging.matching import Parent, find_parent, open_parent
 from imagefs.imaging.options import BackupOptions, Listener
 from imagefs.imaging.plan import Plan
 from imagefs.imaging.sources import Source
-from imagefs.imaging.target import largest_file
 from imagefs.imaging.unfinished import STATE, SUFFIX, Unfinished
+from imagefs.machine.volumes import largest_file
 
 
 def begin(

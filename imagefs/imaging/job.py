@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from formats.files import sync_folder
 from imagefs.errors import ImagingError, RefusedError, UsageError
 from imagefs.imaging.begin import begin
 from imagefs.imaging.lock import SetLock, remove_stale
@@ -17,7 +18,7 @@ from imagefs.imaging.plan import Plan, make_plan
 from imagefs.imaging.sources import Source, open_source
 from imagefs.imaging.target import write_error
 from imagefs.imaging.this_machine import drop_snapshots
-from imagefs.imaging.unfinished import State, Unfinished, find_unfinished, is_unfinished, sync_folder
+from imagefs.imaging.unfinished import State, Unfinished, find_unfinished, is_unfinished
 
 
 def backup(

@@ -9,17 +9,15 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from formats.files import lock_file, open_file, read_at, sync, truncate, write_at
 from imagefs.errors import ImagingError, RefusedError
-from imagefs.imaging.target import write_error
+from imagefs.imaging.target import windows_code, write_error
+from imagefs.machine.processes import boot, is_running, started
 
-try:
-    import fcntl
-except ImportError:  # Windows: the file's own word decides
-    fcntl = None  # type: ignore[assignment]
-
+_ACCESS_DENIED = 5  # of Windows, for a file that is removed, and still open, among others
+_PATIENCE, _PAUSE = 1.0, 0.05  # seconds
 _SETTLE_SECONDS = 0.2  # in which another's word would be there, where the system has no locks
 _NAME = re.compile(r"[0-9A-F]{16}\.lock")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SetLock:
@@ -36,10 +34,14 @@ class SetLock:
 
     def __enter__(self) -> Self:
         """Take the lock; raises RefusedError that says who has it."""
+        deadline = time.monotonic() + _PATIENCE
         while self._fd < 0:
             try:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+                fd = open_file(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError as error:
+                if windows_code(error) == _ACCESS_DENIED and time.monotonic() < deadline:
+                    time.sleep(_PAUSE)
+                    continue
                 raise write_error(error, self.path) from error
             try:
                 if self._take(fd):
@@ -52,18 +54,17 @@ class SetLock:
     def _take(self, fd: int) -> bool:
         """Lock the opened file; False when it was removed meanwhile, so that another must be opened."""
         locked = False
-        if fcntl is not None:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except BlockingIOError:
-                raise self._refused(_read(fd)) from None
-            except OSError:
-                locked = False  # this file system has no locks
+        try:
+            lock_file(fd)
+            locked = True
+        except BlockingIOError:
+            raise self._refused(_read(fd)) from None
+        except OSError:
+            locked = False  # this file system has no locks
         try:
             if os.fstat(fd).st_ino != self.path.stat().st_ino:
                 return False
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # removed; on Windows perhaps not quite
             return False
         holder = _read(fd)
         if holder and _is_elsewhere(holder):
@@ -71,9 +72,9 @@ class SetLock:
         if holder and not locked and _is_alive(holder):
             raise self._refused(holder)
         try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(_self()).encode(), 0)
-            os.fsync(fd)
+            truncate(fd, 0)
+            write_at(fd, json.dumps(_self()).encode(), 0)
+            sync(fd)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.path.unlink()  # it is ours, and tells nothing
@@ -106,7 +107,7 @@ def remove_stale(folder: Path) -> None:
         if not _NAME.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError, ImagingError):
-            fd = os.open(path, os.O_RDONLY)
+            fd = open_file(path)
             try:
                 holder = _read(fd)
             finally:
@@ -119,30 +120,15 @@ def remove_stale(folder: Path) -> None:
 def _self() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
-        "boot": _boot(),
+        "boot": boot(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": started(os.getpid()),
     }
-
-
-def _boot() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Return when a process was started, so that another of the same number is not taken for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def _read(fd: int) -> dict[str, Any]:
     try:
-        holder = json.loads(os.pread(fd, 4096, 0) or b"{}")
+        holder = json.loads(read_at(fd, 4096, 0) or b"{}")
         if isinstance(holder, dict) and isinstance(holder.get("pid"), int) and "host" in holder:
             return holder
     except (OSError, ValueError):
@@ -156,12 +142,7 @@ def _is_elsewhere(holder: dict[str, Any]) -> bool:
 
 def _is_alive(holder: dict[str, Any]) -> bool:
     """Whether a holder on this machine still runs."""
-    if holder.get("boot") != _boot():
+    if holder.get("boot") != boot() or not is_running(holder["pid"]):
         return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return bool(holder.get("started", "") == _started(holder["pid"]))
+    found = started(holder["pid"])
+    return not found or bool(holder.get("started", "") == found)

@@ -1,6 +1,5 @@
 """One run: from the blocks of a plan to an image that is complete but for its name in the set."""
 
-import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from formats.files import open_stream, sync
 from formats.mrimgx.authentication import AuthenticationKeys
 from formats.mrimgx.cipher import BlockCipher
 from formats.mrimgx.encoder import BlockEncoder
@@ -269,13 +269,13 @@ class Run:
                 path = self._unfinished.folder / f"data-{part}"
                 finish = partial(finish_image, indexes=indexes, own=own) if is_last else finish_data_part
                 try:
-                    with path.open("r+b" if path.exists() else "w+b") as stream:
+                    with open_stream(path, "r+b" if path.exists() else "w+b") as stream:
                         tag = with_retries(
                             partial(finish, stream, length, files[-1], authentication=authentication),
                             self._retries,
                             path,
                         )
-                        os.fsync(stream.fileno())
+                        sync(stream.fileno())
                 except OSError as error:
                     raise write_error(error, path) from error
                 members.append((number, tag))

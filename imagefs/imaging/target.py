@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from formats.files import open_file, sync, truncate, write_at, write_many
 from formats.mrimgx.encoder import Bytes
 from imagefs.errors import RefusedError, TargetWriteError
-from imagefs.machine.mounts import read_mounts
 
 # What may pass by itself: a network that is away for a moment, a drive that wakes up.
 _TRANSIENT = frozenset(
@@ -22,6 +22,12 @@ _TRANSIENT = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
+# The same by Windows' own numbers, which Python makes EINVAL, ENOENT or EACCES of ("System Error Codes"):
+# a share that is away, a drive that wakes up, a program that looks into the file.
+_TRANSIENT_CODES = frozenset((
+    21, 31, 32, 33, 51, 53, 54, 55, 57, 58, 59, 64, 71, 121, 170, 1117, 1231, 1232, 1236, 1237, 1450,
+))  # fmt: skip
+_IN_USE = (32, 33)  # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION
 _MOST_BUFFERS = 1024  # of one call
 _Written = TypeVar("_Written")
 
@@ -34,21 +40,6 @@ class Retries:
     seconds: float = 1.0
 
 
-LARGEST_FAT_FILE = 4 * 1024 * 1024 * 1024 - 4096  # bytes, a multiple of every sector
-
-
-def largest_file(folder: Path) -> int | None:
-    """Return the bytes that a file in a folder may have, None where only the space limits it."""
-    try:
-        device = folder.stat().st_dev
-        mounts = read_mounts(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-    except OSError:
-        return None  # not Linux: a file that becomes too large is an error that names --split
-    number = os.major(device), os.minor(device)
-    kinds = {mount.file_system for mount in mounts if mount.number == number}
-    return LARGEST_FAT_FILE if kinds & {"vfat", "msdos", "fuse.fusefat"} else None
-
-
 def write_error(error: OSError, path: Path) -> TargetWriteError:
     """Return what an OSError of the target means."""
     hint = ""
@@ -56,7 +47,18 @@ def write_error(error: OSError, path: Path) -> TargetWriteError:
         hint = "make room, then go on with --resume"
     elif error.errno == errno.EFBIG:
         hint = "the file system takes no file of this size: --split makes smaller ones"
+    elif windows_code(error) in _IN_USE:
+        hint = "another program has it open: end that, or have it leave this folder alone (a virus scanner)"
     return TargetWriteError(error.strerror or str(error), path=path, hint=hint)
+
+
+def windows_code(error: OSError) -> int | None:
+    """Return Windows' own number of an error, None elsewhere."""
+    return getattr(error, "winerror", None)
+
+
+def _is_transient(error: OSError) -> bool:
+    return error.errno in _TRANSIENT or windows_code(error) in _TRANSIENT_CODES
 
 
 def with_retries(
@@ -71,7 +73,7 @@ def with_retries(
         try:
             return action()
         except OSError as error:
-            if error.errno not in _TRANSIENT or tries <= 0:
+            if not _is_transient(error) or tries <= 0:
                 raise write_error(error, path) from error
         wait(seconds)
         tries, seconds = tries - 1, seconds * 2
@@ -81,7 +83,7 @@ def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
     """Write bytes at a position, however many calls that takes; OSErrors pass."""
     rest = memoryview(data)
     while rest:
-        written = os.pwrite(fd, rest, position)
+        written = write_at(fd, rest, position)
         if not written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         rest, position = rest[written:], position + written
@@ -101,7 +103,7 @@ class Syncer:
         if self._failure is not None:
             raise self._failure
         try:
-            os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+            sync(fd)
         except OSError as error:
             self._failure = write_error(error, path)
             raise self._failure from error
@@ -186,7 +188,7 @@ class Parts:
         """Drop what is behind these lengths, where it is at hand: room for the state on a full target."""
         if self._fd >= 0 and len(lengths) == len(self.lengths):
             with suppress(OSError):
-                os.ftruncate(self._fd, lengths[-1])
+                truncate(self._fd, lengths[-1])
 
     def close(self) -> None:
         """Close the part that is being written."""
@@ -217,8 +219,8 @@ class Parts:
     def _open(self) -> None:
         path = self.path(len(self.lengths) - 1)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
-            os.ftruncate(self._fd, self.lengths[-1])
+            self._fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
+            truncate(self._fd, self.lengths[-1])
         except OSError as error:
             raise write_error(error, path) from error
 
@@ -228,6 +230,6 @@ class Parts:
         with_retries(lambda: self._write_once(blocks, position, length), self._retries, path, wait=self._wait)
 
     def _write_once(self, blocks: Sequence[Bytes], position: int, length: int) -> None:
-        written = os.pwritev(self._fd, blocks, position)
+        written = write_many(self._fd, blocks, position)
         if written < length:
             write_all(self._fd, memoryview(b"".join(blocks))[written:], position + written)

@@ -10,13 +10,11 @@
 Nothing of it is an image to any reader. Whatever happens, the state tells from where to go on.
 """
 
-import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from formats.files import move_new, open_file, read_at, replace_file, sync, sync_folder, truncate
 from formats.mrimgx.authentication import TAG_SIZE
 from formats.mrimgx.index import Elements
 from formats.mrimgx.layout import DELTA_ELEMENT
@@ -208,46 +207,16 @@ def is_unfinished(folder: Path) -> bool:
     return _NAME.fullmatch(folder.name) is not None and folder.is_dir()
 
 
-def move_new(source: Path, target: Path) -> None:
-    """Rename a file durably, never over another; raises FileExistsError, or another OSError."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        if not target.samefile(source):  # else linked before an interruption
-            raise
-    except OSError:  # no hard links: FAT, exFAT, some network shares
-        if target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        source.rename(target)
-        sync_folder(target.parent)
-        return
-    sync_folder(target.parent)  # the new name must last before the old one goes
-    source.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(
-            OSError
-        ):  # some network file systems refuse; their renames are durable when they return
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _replace(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file as a whole: either the old one or the new one is there, whatever happens."""
     temporary = path.with_suffix(".new")
-    with temporary.open("wb") as stream:
-        stream.write(json.dumps(document, indent=1, sort_keys=True).encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        write_all(fd, json.dumps(document, indent=1, sort_keys=True).encode(), 0)
+        sync(fd)
+    finally:
+        os.close(fd)
+    replace_file(temporary, path)
 
 
 def _check_job(job: Any) -> None:
@@ -272,13 +241,13 @@ class ElementsFile:
         self._pending: list[bytes] = []
         self._written = sum(self.counts) * self.kind.itemsize  # bytes
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            self._fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
             if os.fstat(self._fd).st_size < self._written:
                 self.close()
                 raise RefusedError(
                     "the records of an unfinished backup are cut off", path=path, hint="--discard drops it"
                 )
-            os.ftruncate(self._fd, self._written)
+            truncate(self._fd, self._written)
         except OSError as error:
             raise write_error(error, path) from error
 
@@ -310,7 +279,7 @@ class ElementsFile:
         start = sum(self.counts[:array]) * size
         for first in range(0, self.count(array), _ROWS):
             length = min(_ROWS, self.count(array) - first) * size
-            data = os.pread(self._fd, length, start + first * size)
+            data = read_at(self._fd, length, start + first * size)
             if len(data) != length:
                 raise TargetWriteError("the records end too early", path=self.path)
             yield np.frombuffer(data, self.kind)

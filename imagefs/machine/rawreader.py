@@ -1,21 +1,48 @@
 """Reading a raw device or file for an image: past the cache where asked, and to the exact unit that fails."""
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from formats.blockreader import BlockReader, Extent
+from formats.files import read_at, read_into
 from imagefs.errors import SourceReadError
+from imagefs.machine.sparse import allocated
 
 _PAGE = mmap.PAGESIZE
 _DIRECT_STEP = 4 << 20  # bytes of the buffer that each reading thread keeps
 # What a medium answers for a place that it can't read; other errors hit every place alike.
-_LOCAL = {errno.EIO, errno.EREMOTEIO, errno.EILSEQ, errno.ENODATA, errno.EBADMSG, errno.ETIMEDOUT}
+_LOCAL = {
+    getattr(errno, name, errno.EIO)
+    for name in ("EIO", "EREMOTEIO", "EILSEQ", "ENODATA", "EBADMSG", "ETIMEDOUT")
+}
+
+if sys.platform == "linux":
+    import fcntl
+
+    def _pass_cache_by(fd: int, *, on: bool) -> bool:
+        """Have reads pass the cache by, or not; False where that can't be. Raises OSError."""
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        return True
+
+    def _read_ahead(fd: int) -> None:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+else:
+
+    def _pass_cache_by(fd: int, *, on: bool) -> bool:
+        """Return False: only Linux can switch a descriptor."""
+        del fd, on
+        return False
+
+    def _read_ahead(fd: int) -> None:
+        del fd
 
 
 class RawReader(BlockReader):
@@ -36,24 +63,23 @@ class RawReader(BlockReader):
             super().__init__(os.lseek(fd, 0, os.SEEK_END))
             # A buffered read fails by the page, and a file's blocks are its file system's.
             self._unit = max(unit, _PAGE) if self._is_file or not direct else unit
-            if direct and self.size and hasattr(os, "O_DIRECT"):
+            if direct and self.size:
                 self.direct = self._set_direct()
             self._unit = self._unit if self.direct else max(unit, _PAGE)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            _read_ahead(fd)
         except OSError as error:
             os.close(fd)
             raise SourceReadError(error.strerror or str(error), path=path, offset=0, length=0) from error
 
     def _set_direct(self) -> bool:
         """Pass the cache by; False where it can't be, which some file systems only say when they are read."""
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         try:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            os.preadv(self._fd, [self._buffer(self._unit)], 0)
+            if not _pass_cache_by(self._fd, on=True):
+                return False
+            read_into(self._fd, self._buffer(self._unit), 0)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+                _pass_cache_by(self._fd, on=False)
                 return False
             if error.errno not in _LOCAL:
                 raise
@@ -76,7 +102,7 @@ class RawReader(BlockReader):
 
     def _read_into(self, offset: int, buffer: memoryview) -> None:
         try:
-            done = 0 if self.direct else os.preadv(self._fd, [buffer], offset)
+            done = 0 if self.direct else read_into(self._fd, buffer, offset)
         except OSError:
             done = 0  # what fails, and where, is found out by reading again
         if done < len(buffer):
@@ -87,9 +113,8 @@ class RawReader(BlockReader):
         pieces = []
         end = offset + length
         while offset < end:
-            piece = (
-                self._read_direct(offset, end) if self.direct else os.pread(self._fd, end - offset, offset)
-            )
+            direct = self.direct
+            piece = self._read_direct(offset, end) if direct else read_at(self._fd, end - offset, offset)
             if not piece:
                 raise SourceReadError(
                     f"ends at {offset}, {self.size} bytes were expected",
@@ -106,7 +131,7 @@ class RawReader(BlockReader):
         first = offset - offset % self._unit
         span = min(end + -end % self._unit - first, _DIRECT_STEP)
         buffer = self._buffer(span)
-        got = os.preadv(self._fd, [buffer], first)  # ends short where the device does
+        got = read_into(self._fd, buffer, first)  # ends short where the device does
         return bytes(buffer[offset - first : min(got, end - first)])
 
     def _buffer(self, length: int) -> memoryview:
@@ -140,28 +165,17 @@ class RawReader(BlockReader):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield a sparse file's holes; a device has none that could be asked for."""
         end = offset + length
-        while offset < end and self._is_file:
-            data = min(self._seek(offset, os.SEEK_DATA, end), end)
-            if data > offset:
-                yield Extent(offset, data - offset, False)
-            hole = min(self._seek(data, os.SEEK_HOLE, end), end) if data < end else end
-            if hole > data:
-                yield Extent(data, hole - data, True)
-            offset = hole
-        if offset < end:
-            yield Extent(offset, end - offset, True)
-
-    def _seek(self, offset: int, whence: int, end: int) -> int:
-        """Return the next data or hole; reads don't use the cursor that this moves."""
+        if not self._is_file:
+            yield Extent(offset, length, True)
+            return
         try:
-            return os.lseek(self._fd, offset, whence)
+            for start, stop in allocated(self._fd, offset, end):  # reads don't use the cursor that this moves
+                if offset < start:
+                    yield Extent(offset, start - offset, False)
+                yield Extent(start, stop - start, True)
+                offset = stop
         except OSError as error:
-            if error.errno == errno.ENXIO:
-                return end  # nothing but a hole up to the end
-            if error.errno == errno.EINVAL and whence == os.SEEK_DATA:
-                return offset  # it knows of no holes
-            if error.errno == errno.EINVAL:
-                return end
-            raise SourceReadError(
-                error.strerror or str(error), path=self.path, offset=offset, length=end - offset
-            ) from error
+            what = error.strerror or str(error)
+            raise SourceReadError(what, path=self.path, offset=offset, length=end - offset) from error
+        if offset < end:
+            yield Extent(offset, end - offset, False)

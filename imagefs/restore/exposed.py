@@ -9,7 +9,10 @@ from pathlib import Path
 
 from formats.blockreader import BlockReader, Extent
 from formats.errors import ReportedError
+from formats.files import open_file, truncate, write_at
 from imagefs.errors import RefusedError, TargetWriteError
+from imagefs.machine.sparse import make_sparse
+from imagefs.machine.volumes import free_space
 from mounters.controller import MountOptions, mechanisms, mount
 from mounters.errors import MountError
 from mounters.tree import (
@@ -26,6 +29,7 @@ from mounters.tree import (
 _STEP = 4 << 20  # bytes copied at once
 _ROOT, _FILE = 2, 3  # inode numbers
 _NAME = "volume"
+_USER = os.getuid() if hasattr(os, "getuid") else 0
 
 
 class _ReaderHandle(Handle):
@@ -57,8 +61,8 @@ class _OneFile(Tree):
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of the directory or the file."""
         if inode == _ROOT:
-            return Attributes(_ROOT, NodeType.DIRECTORY, mode=0o700, links=2, uid=os.getuid())
-        return Attributes(_FILE, NodeType.FILE, self._reader.size, mode=0o400, uid=os.getuid())
+            return Attributes(_ROOT, NodeType.DIRECTORY, mode=0o700, links=2, uid=_USER)
+        return Attributes(_FILE, NodeType.FILE, self._reader.size, mode=0o400, uid=_USER)
 
     def entries(self, inode: int) -> Sequence[Entry]:
         """Return the one file."""
@@ -129,8 +133,7 @@ def copied(reader: BlockReader, scratch: Path, extra: int = 0) -> Iterator[Path]
     needed = sum(extent.length for extent in data) + extra
     with ExitStack() as owned:
         try:
-            found = os.statvfs(scratch)
-            free = found.f_bavail * found.f_frsize
+            free = free_space(scratch)
             if free < needed:
                 raise RefusedError(
                     f"has {free} bytes free, {needed} are needed for a copy of the volume",
@@ -148,18 +151,21 @@ def copied(reader: BlockReader, scratch: Path, extra: int = 0) -> Iterator[Path]
 
 def _copy(reader: BlockReader, data: Iterable[Extent], path: Path) -> None:
     """Write some extents of a reader to a new file, holes between them."""
-    with path.open("xb", buffering=0) as stream:
-        path.chmod(0o600)
-        stream.truncate(reader.size)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        make_sparse(fd)
+        truncate(fd, reader.size)
         buffer = memoryview(bytearray(_STEP))
         for extent in data:
             for at in range(extent.offset, extent.end, _STEP):
                 piece = buffer[: min(_STEP, extent.end - at)]
                 reader.read_into(at, piece)
-                _write(stream.fileno(), piece, at)
+                _write(fd, piece, at)
+    finally:
+        os.close(fd)
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
-        done = os.pwrite(fd, data, offset)
+        done = write_at(fd, data, offset)
         data, offset = data[done:], offset + done

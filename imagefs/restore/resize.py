@@ -4,6 +4,7 @@ The tools that own the formats do it. A file system with errors is refused, neve
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from formats.blockreader import FileReader, SliceReader
+from formats.files import open_file, sync
 from imagefs.errors import ImagingError, RefusedError, TargetWriteError
 from imagefs.imaging.used_space import used_space
 from imagefs.machine.rawreader import RawReader
@@ -65,7 +67,7 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
         if new_size < volume.size:
             os.truncate(path, new_size)
         resizer.check(path)
-        with RawReader(os.open(path, os.O_RDONLY), path) as reader:
+        with RawReader(open_file(path), path) as reader:
             # The tools know nothing of shadow copies, which do not outlive that a volume is made smaller.
             space = used_space(reader, shadows=new_size >= volume.size)
             used = UsedReader(SolidReader(reader), space, _LARGEST_SECTOR)
@@ -75,6 +77,8 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
 def can_grow_in_place(file_system: str) -> bool:
     """Tell whether a volume can be grown here where it lies: by root, on a loop device, with its tools."""
     resizer = resizer_by_name(file_system)
+    if sys.platform == "win32":
+        return False
     if resizer is None or os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         return False
     try:
@@ -115,6 +119,11 @@ def _resizer(volume: Volume) -> Resizer:
     resizer = resizer_of(volume.reader)
     if resizer is None:
         raise RefusedError(f"volume {volume.number} ({volume.file_system}) can't be resized")
+    if sys.platform == "win32":
+        raise RefusedError(
+            f"volume {volume.number} ({volume.file_system}) can't be resized: its tools are not on Windows",
+            hint="restore it with its own size, or on Linux",
+        )
     resizer.require()
     reason = resizer.obstacle(volume.reader)
     if reason:
@@ -153,9 +162,9 @@ def _loop_device(target: Path, offset: int, size: int) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     """Bring what was written to the medium."""
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = open_file(path, os.O_RDWR)
         try:
-            os.fsync(fd)
+            sync(fd)
         finally:
             os.close(fd)
     except OSError as error:

@@ -8,10 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 from imagefs.errors import ImagingError
 
+# Where its installer puts qemu on Windows, which adds nothing to PATH.
+_PROGRAMS = str(Path(os.environ.get("PROGRAMFILES", "")) / "qemu") if sys.platform == "win32" else "/usr/sbin"
 PACKAGES = {"qemu-img": "qemu-utils", "qemu-system-x86_64": "qemu-system-x86"}  # of Debian
 _GRACE = 10.0  # seconds between asking a program to end and killing it
 _KEPT = 64 * 1024  # bytes of what a program says
@@ -32,7 +35,9 @@ class ProgramError(ImagingError):
 
 def find_program(name: str) -> str:
     """Return the path of a program; raises ProgramError that names the package it comes with."""
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), _PROGRAMS]))
+    if found is None and sys.platform == "win32":
+        raise ProgramError(f"{name} is not installed", hint="it comes with QEMU for Windows: www.qemu.org")
     if found is None:
         package = PACKAGES.get(name, name)
         raise ProgramError(f"{name} is not installed", hint=f"in Debian it comes with {package}")

@@ -14,11 +14,12 @@ from pathlib import Path
 import formats
 from formats.blockreader import BlockReader
 from formats.errors import FormatError, NotAnImageError, ReportedError
+from formats.files import move_new, open_file, replace_file, sync
 from imagefs.errors import RefusedError, TargetWriteError, UsageError
 from imagefs.imaging import backup
 from imagefs.imaging.options import BackupOptions, Listener
 from imagefs.imaging.sources import Source, open_source
-from imagefs.imaging.unfinished import move_new, sync_folder
+from imagefs.machine.volumes import stored_bytes
 from imagefs.serving.children import ProgramError, find_program, run_watched
 from imagefs.serving.exports import ReaderExport
 from imagefs.serving.server import private_server
@@ -101,7 +102,7 @@ def convert(
         with _new_file(target, replace=options.replace) as temporary:
             _write(program, kind, reader, temporary, options, listener)
             opened.check()
-        return Converted(target, kind, reader.size, target.stat().st_blocks * 512)
+        return Converted(target, kind, reader.size, stored_bytes(target))
 
 
 def chosen_format(target: Path, options: ConvertOptions) -> str:
@@ -278,8 +279,7 @@ def _new_file(target: Path, *, replace: bool) -> Iterator[Path]:
             temporary.chmod(0o666 & ~_umask())
             _sync_file(temporary)
             if replace:
-                temporary.replace(target)
-                sync_folder(target.parent)
+                replace_file(temporary, target)
             else:
                 move_new(temporary, target)
         except FileExistsError as error:
@@ -301,9 +301,9 @@ def _umask() -> int:
 
 
 def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR)
+    fd = open_file(path, os.O_RDWR)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 

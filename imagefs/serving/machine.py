@@ -32,13 +32,9 @@ from imagefs.tree import unreadable_reason
 from mounters.export import Export
 from mounters.nbd_server import is_loopback, parse_address
 
-try:
-    import termios
-except ImportError:  # Windows
-    termios = None  # type: ignore[assignment]
-
 ACCELERATORS = ("auto", "kvm", "tcg")
 _KVM = "/dev/kvm"
+_DESKTOPS = ("darwin", "win32")
 _PORTS = 6  # of a SATA controller
 _FIRST_VNC = 5900  # the TCP port of VNC's display 0
 _VNC_DISPLAYS = 100
@@ -121,6 +117,14 @@ def _overlay(options: BootOptions, point: Point, disk: Disk) -> Iterator[Overlay
         with open_overlay(options.keep_overlay, point, disk) as overlay:
             yield overlay
         return
+    if sys.platform == "win32":
+        with tempfile.TemporaryDirectory(prefix="imagefs-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "overlay"
+            with open_overlay(path, point, disk) as overlay:
+                with suppress(OSError):  # newer Windows lets go of the name at once
+                    path.unlink()
+                yield overlay
+        return
     with tempfile.TemporaryDirectory(prefix="imagefs-", dir=_roomy()) as folder:
         path = Path(folder) / "overlay"
         overlay = open_overlay(path, point, disk)
@@ -166,10 +170,8 @@ def _disk_options(server: PrivateServer, disks: Sequence[Disk], first: int, *, d
         command += ["-device", f"ich9-ahci,id=sata{controller}"]
     for number, disk in enumerate(disks):
         node = {
-            "driver": "nbd",
+            **server.node(disk.name),
             "node-name": f"node{number}",
-            "server": {"type": "unix", "path": server.address.path},
-            "export": disk.name,
             "discard": "unmap",
             "cache": {"direct": False, "no-flush": not durable},
         }
@@ -199,7 +201,7 @@ def _console(options: BootOptions, say: Callable[[str], None]) -> list[str]:
         return [*command, "-display", "none", "-vnc", _vnc(options.vnc, address.port)]
     if options.serial:
         return [*command, "-display", "none"]
-    if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")) or sys.platform == "darwin":
+    if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")) or sys.platform in _DESKTOPS:
         return command  # qemu takes what it has: GTK, SDL, Cocoa
     port = _free_port()
     say(f"there is no display here; the machine's is at VNC 127.0.0.1:{port}")
@@ -219,7 +221,8 @@ def _free_port() -> int:
     """Return a port for VNC that nobody on this machine listens at."""
     for port in range(_FIRST_VNC, _FIRST_VNC + _VNC_DISPLAYS):
         with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "win32":  # where that would take over a port in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
     raise ProgramError(os.strerror(errno.EADDRINUSE), hint="--vnc names another address")
@@ -238,14 +241,24 @@ def _run(command: Sequence[str], options: BootOptions) -> None:
             raise ProgramError(failure_text(command[0], code, said))
 
 
-@contextmanager
-def _terminal_kept() -> Iterator[None]:
-    """Leave the terminal as it was: qemu changes it, and may be killed."""
-    if termios is None or not sys.stdin.isatty():
+if sys.platform == "win32":
+
+    @contextmanager
+    def _terminal_kept() -> Iterator[None]:
+        """Do nothing: qemu leaves consoles as they are."""
         yield
-        return
-    before = termios.tcgetattr(sys.stdin.fileno())
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
+
+else:
+    import termios
+
+    @contextmanager
+    def _terminal_kept() -> Iterator[None]:
+        """Leave the terminal as it was: qemu changes it, and may be killed."""
+        if not sys.stdin.isatty():
+            yield
+            return
+        before = termios.tcgetattr(sys.stdin.fileno())
+        try:
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)

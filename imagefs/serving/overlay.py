@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from formats.blockreader import BlockReader
 from formats.errors import DamagedError
+from formats.files import lock_file, open_file, read_at, sync, sync_folder, truncate, write_many
 from imagefs.errors import RefusedError, TargetWriteError
-from imagefs.serving.holes import punch_hole
+from imagefs.machine.sparse import allocated, make_sparse, punch_hole
 from imagefs.serving.overlay_layout import (
     BASE,
     BLOCK_SIZE,
@@ -33,11 +34,6 @@ from imagefs.serving.overlay_layout import (
     parse_header,
 )
 from mounters.export import Run
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _PAGE = 4096  # bytes of the map that are written together
 _SPAN = 1 << 20  # blocks whose states are looked at together
@@ -73,7 +69,7 @@ class Overlay:
         self._lock = threading.Lock()  # held by who writes
         self._flushing = threading.Lock()
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            self._fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise TargetWriteError(error.strerror or str(error), path=path) from error
         try:
@@ -93,14 +89,16 @@ class Overlay:
             raise RefusedError("is no regular file", path=self.path)
         self._take()
         end = self._data + owner.size
+        make_sparse(self._fd)
         size = os.fstat(self._fd).st_size  # now that nobody else writes
         if not size:
             _write_all(self._fd, [memoryview(build_header(owner))], 0)
-            _sync(self._fd)
-            _sync_folder(self.path)
+            sync(self._fd)
+            with suppress(OSError):  # some file systems know no such thing
+                sync_folder(self.path.absolute().parent)
             size = HEADER_SIZE
         else:
-            found = parse_header(os.pread(self._fd, HEADER_SIZE, 0), self.path)
+            found = parse_header(read_at(self._fd, HEADER_SIZE, 0), self.path)
             if found != owner:
                 raise RefusedError(
                     f"the overlay belongs to {found}, not to {owner}",
@@ -108,18 +106,16 @@ class Overlay:
                     hint="each disk of each point needs an overlay of its own",
                 )
         if size == HEADER_SIZE:  # new, or its beginning was interrupted: nothing was written to it
-            os.ftruncate(self._fd, end)
-            _sync(self._fd)
+            truncate(self._fd, end)
+            sync(self._fd)
         elif size != end:
             raise DamagedError(f"the overlay has {size} bytes, {end} are needed", path=self.path)
         else:
             self._load()
 
     def _take(self) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._fd)
         except BlockingIOError:
             raise RefusedError("the overlay is in use by another process", path=self.path) from None
         except OSError as error:
@@ -131,14 +127,12 @@ class Overlay:
 
     def _load(self) -> None:
         """Read the map, where it is not a hole."""
-        offset, end = HEADER_SIZE, HEADER_SIZE + len(self._map)
-        while offset < end:
-            offset = min(_next_data(self._fd, offset), end)
-            part = self._pread(offset, min(_SPAN, end - offset))
-            self._map[offset - HEADER_SIZE : offset - HEADER_SIZE + len(part)] = np.frombuffer(part, np.uint8)
-            if part and max(part) > ZERO:
-                raise DamagedError("the overlay's map is damaged: there is no such state", path=self.path)
-            offset += len(part)
+        for start, stop in allocated(self._fd, HEADER_SIZE, HEADER_SIZE + len(self._map)):
+            for offset in range(start, stop, _SPAN):
+                part = np.frombuffer(self._pread(offset, min(_SPAN, stop - offset)), np.uint8)
+                self._map[offset - HEADER_SIZE : offset - HEADER_SIZE + len(part)] = part
+                if part.max() > ZERO:
+                    raise DamagedError("the overlay's map is damaged: there is no such state", path=self.path)
 
     # --- Reading ---
 
@@ -184,9 +178,9 @@ class Overlay:
             offset = min(end, behind * BLOCK_SIZE)
 
     def _pread(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, offset)
+        data = read_at(self._fd, length, offset)
         while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
+            more = read_at(self._fd, length - len(data), offset + len(data))
             if not more:
                 raise DamagedError(f"the overlay was cut off at {offset + len(data)}", path=self.path)
             data += more
@@ -230,11 +224,11 @@ class Overlay:
                 self._dirty.clear()
                 self._written = False
             try:
-                _sync(self._fd)
+                sync(self._fd)
                 for page in sorted(pages):
                     _write_all(self._fd, [memoryview(pages[page])], HEADER_SIZE + page * _PAGE)
                 if pages:
-                    _sync(self._fd)
+                    sync(self._fd)
             except OSError:
                 self._failed = True
                 raise
@@ -338,21 +332,11 @@ def _runs(states: _States) -> Iterator[tuple[int, int, int]]:
         yield int(states[start]), start, stop
 
 
-def _next_data(fd: int, offset: int) -> int:
-    """Return where a file's next data begin, its end where there are none."""
-    try:
-        return os.lseek(fd, offset, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return os.fstat(fd).st_size
-        return offset  # it knows of no holes
-
-
 def _write_all(fd: int, pieces: list[memoryview], position: int) -> None:
     """Write pieces one behind the other, however many calls that takes."""
     pieces = [piece for piece in pieces if piece]
     while pieces:
-        written = os.pwritev(fd, pieces, position)
+        written = write_many(fd, pieces, position)
         if not written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         position += written
@@ -360,17 +344,3 @@ def _write_all(fd: int, pieces: list[memoryview], position: int) -> None:
             written -= len(pieces.pop(0))
         if written:
             pieces[0] = pieces[0][written:]
-
-
-def _sync(fd: int) -> None:
-    os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
-
-
-def _sync_folder(path: Path) -> None:
-    """Have the file's name last."""
-    with suppress(OSError):  # some file systems know no such thing
-        fd = os.open(path.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

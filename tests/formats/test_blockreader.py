@@ -112,14 +112,6 @@ def test_nested_readers(seed: int, tmp_path: Path) -> None:
         assert list(reader.extents(offset)) == model.extents(offset, reader.size - offset)
 
 
-def test_file_reader_without_pread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = random.Random(1).randbytes(200_001)
-    (tmp_path / "file").write_bytes(data)
-    monkeypatch.delattr(os, "pread", raising=False)
-    with FileReader(tmp_path / "file") as reader:
-        check_reader(reader, data, 1)
-
-
 def test_file_reader_puts_short_reads_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random.Random(2).randbytes(50_000)
     (tmp_path / "file").write_bytes(data)
