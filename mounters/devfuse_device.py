@@ -3,6 +3,10 @@
 Source: linux/fuse.h, mount(2), fusermount3(1), Documentation/filesystems/fuse/fuse.rst of the kernel.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import ctypes
 import errno
 import os

@@ -6,6 +6,10 @@ a bound, and reads leave some of them to the rest, so that slow reads never hold
 of the kernel are on, since a tree never changes. One process can hold several mounts.
 """
 
+import sys
+
+assert sys.platform != "win32"
+
 import errno
 import logging
 import os

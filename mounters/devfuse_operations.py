@@ -1,5 +1,9 @@
 """The kernel's FUSE requests in terms of a tree: bytes in, bytes out."""
 
+import sys
+
+assert sys.platform != "win32"
+
 import errno
 import logging
 import os
