@@ -96,8 +96,12 @@ def write_stream(reader: BlockReader, target: Path, name: str, *, overwrite: boo
 def require_security(folder: Path) -> None:
     """Raise RefusedError where no file of a folder can be given a security descriptor."""
     if sys.platform == "linux":
-        with suppress(OSError):
+        try:
             os.getxattr(folder, _DESCRIPTOR)
+        except OSError as error:
+            if error.errno not in (*_UNKNOWN, errno.ENODATA):  # ntfs-3g finds some values too large
+                return
+        else:
             return
     raise RefusedError(
         "its file system takes no security descriptors", path=folder, hint="NTFS does, mounted by ntfs-3g"
