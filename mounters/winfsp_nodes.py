@@ -176,11 +176,10 @@ class Nodes:
             return None
         at: Directory | int | None = directory
         for part in target.split("/"):
-            if part in ("", "."):
-                continue
             if not isinstance(at, Directory):
                 return None
-            at = at.above if part == ".." else self._step(at, part, left)
+            if part not in ("", "."):
+                at = at.above if part == ".." else self._step(at, part, left)
         return at
 
     def _step(self, directory: Directory, name: str, left: list[int]) -> Directory | int | None:
