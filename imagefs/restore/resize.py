@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from formats.blockreader import FileReader, SliceReader
-from formats.files import open_file, sync
+from formats.files import open_file, sync, truncate
 from imagefs.errors import ImagingError, RefusedError, TargetWriteError
 from imagefs.imaging.used_space import used_space
 from imagefs.machine.rawreader import RawReader
@@ -61,11 +61,11 @@ def resized(volume: Volume, new_size: int, scratch: Path) -> Iterator[Volume]:
     with copied(volume.reader, scratch, _extra(volume, new_size)) as path:
         resizer.prepare(path)
         if new_size > volume.size:
-            os.truncate(path, new_size)
+            _set_size(path, new_size)
         if new_size != volume.size:
             resizer.resize(path, new_size)
         if new_size < volume.size:
-            os.truncate(path, new_size)
+            _set_size(path, new_size)
         resizer.check(path)
         with RawReader(open_file(path), path) as reader:
             # The tools know nothing of shadow copies, which do not outlive that a volume is made smaller.
@@ -157,6 +157,14 @@ def _loop_device(target: Path, offset: int, size: int) -> Iterator[Path]:
         code, said = run_tool("losetup", "mount", "--detach", device)
     if code:
         raise ImagingError(f"can't be detached: {said.strip()}", path=device)
+
+
+def _set_size(path: Path, size: int) -> None:
+    fd = open_file(path, os.O_RDWR)
+    try:
+        truncate(fd, size)
+    finally:
+        os.close(fd)
 
 
 def _sync(path: Path) -> None:
