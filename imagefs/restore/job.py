@@ -35,7 +35,14 @@ from imagefs.restore.resize import (
 )
 from imagefs.restore.run import HEAD_SIZE, Run, gaps_between
 from imagefs.restore.target import Target
-from imagefs.restore.this_machine import describe, find_device, open_device, refuse_unsafe
+from imagefs.restore.this_machine import (
+    describe,
+    find_device,
+    open_device,
+    refuse_unsafe,
+    same_id,
+    target_path,
+)
 from imagefs.restore.volumes import Original, open_original
 from imagefs.restore.writing import Piece
 
@@ -72,7 +79,7 @@ def plan_restore(
     """Look at source and target, and plan; nothing is written. The job is used in a ``with`` statement."""
     with ExitStack() as owned:
         original = open_original(Path(source), options or RestoreOptions(), password, owned)
-        job = RestoreJob(original, Path(target).absolute(), options or RestoreOptions())
+        job = RestoreJob(original, target_path(os.fspath(target)), options or RestoreOptions())
         job.owned = owned.pop_all()
         return job
 
@@ -91,7 +98,7 @@ class RestoreJob:
         self.warnings = list(original.warnings)
         self.owned = ExitStack()
         self._find_target()
-        self.before: Description | None = describe(self.target) if self.target.exists() else None
+        self.before: Description | None = describe(self.target) if self.overwrites else None
         self.new_ids: Mapping[str, str] = {}
         self.table: PartitionTable | None = None
         if options.partition is None:
@@ -114,7 +121,7 @@ class RestoreJob:
                 self.target, found = part, find_device(part)
                 options = self.options = replace(options, to_partition=None)
         self.is_device = found is not None
-        if self.target.is_symlink() and self.target.is_file():
+        if not self.is_device and self.target.is_symlink() and self.target.is_file():
             self.target = self.target.resolve()  # a link to a disk file stays one
         self.start = 0
         refuse_unsafe(self.target, protected=self.original.source.files)
@@ -180,6 +187,8 @@ class RestoreJob:
             )
         if self.options.new_ids and self.table is not None:
             self.table, self.new_ids = with_new_ids(self.table)
+        if self.table is not None and self.is_device:
+            self.warnings += same_id(self.target, self.table.disk_id)
         self._records: Records = make_records(disk, self.table, self.size)
         return placed
 
