@@ -156,7 +156,7 @@ class Uses:
 
         ``spans`` are the ranges of a whole disk that matter: partitions outside of them don't.
         """
-        return [use for one in self.stack(device, spans) for use in self._direct(one)]
+        return [use for one in self.stack(device, spans) for use in self.direct(one)]
 
     def of_file(self, file: tuple[int, int], spans: Spans = None) -> list[Use]:
         """Return the uses of a disk file (st_dev, st_ino) through loop devices."""
@@ -248,7 +248,8 @@ class Uses:
             waiting += [(holder, None) for holder in one.holders()]
             waiting += _inside([item for item in self._loops if item[1].device == one.number], ranges)
 
-    def _direct(self, device: BlockDevice) -> Iterator[Use]:
+    def direct(self, device: BlockDevice) -> Iterator[Use]:
+        """Yield the uses of a device itself, not those of what is stacked upon it."""
         for mount in self._mounts_by_device.get(device.number, []) or self._mounts_by_device.get(
             self._btrfs.get(device.number, ""), []
         ):

@@ -11,25 +11,19 @@ from typing import Any
 
 from formats import FORMATS
 from formats.blockreader import BlockReader, SliceReader
-from formats.errors import ReportedError, UnsupportedError
+from formats.errors import ReportedError
 from formats.files import open_file
 from formats.partition_table import Kind, PartitionTable, read_table
-from imagefs.filesystems.detect import open_file_system, recognise
+from imagefs.filesystems.contents import contents_of
 from imagefs.imaging.source_disk import detect_sector_size
 from imagefs.machine.rawreader import RawReader
 
-_SIGNS = (  # of what takes a whole volume for itself, and is no file system
-    *(("LVM", 512 * sector, b"LABELONE") for sector in range(4)),
-    *(("Linux RAID", offset, b"\xfc\x4e\x2b\xa9") for offset in (0, 4096)),
-    *(("swap", page - 10, b"SWAPSPACE2") for page in (4096, 8192, 16384, 65536)),
-)
 _FILES = (
     ("QCOW2", b"QFI\xfb"),
     ("VHDX", b"vhdxfile"),
     ("VMDK", b"KDMV"),
     ("VHD", b"conectix"),
 )  # they start so
-_TAKEN = {name for name, _, _ in _SIGNS}
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -130,28 +124,12 @@ def _table(raw: BlockReader, sector_size: int) -> tuple[PartitionTable | None, t
     return table, table.problems if table is not None else ()
 
 
-def family_of(reader: BlockReader) -> str:
-    """Return what a volume is by its signature, "" for nothing known; raises what the reader raises."""
-    for name, offset, magic in _SIGNS:
-        if offset + len(magic) <= reader.size and reader.read_at(offset, len(magic)) == magic:
-            return name
-    return recognise(reader) or ""
-
-
 def _volume(part: DescribedVolume, reader: BlockReader, sector_size: int) -> DescribedVolume:
     """Add a volume's file system and label."""
-    family = ""
-    try:
-        family = family_of(reader)
-        opened = None if family in _TAKEN else open_file_system(reader, sector_size)
-    except UnsupportedError:  # it is whole for all we know: XFS, LUKS
-        return replace(part, file_system=family)
-    except ReportedError as error:
-        return replace(part, file_system=family, problem=error.what)
-    if opened is None:
-        return replace(part, file_system=family)
-    with opened:
-        return replace(part, file_system=opened.kind, label=opened.label)
+    found = contents_of(reader, sector_size)
+    return replace(
+        part, file_system=found.file_system, label=found.label, problem=found.problem or part.problem
+    )
 
 
 # --- Shown ---

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from formats.errors import ReportedError, UnsupportedError
 from formats.partition_table import PartitionTable
 from imagefs.filesystems import FileSystem, open_file_system
-from imagefs.restore.described import family_of
+from imagefs.filesystems.contents import family_of
 from imagefs.restore.layout import Volume
 from mounters.tree import NodeType
 
