@@ -29,7 +29,7 @@ need = missing=""; for tool in $(1); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then echo "installing packages for:$$missing"; $(call install,$(2)); fi
 
-.PHONY: setup packages vm-packages bench-packages demo test test-vm bench lint format clean
+.PHONY: setup packages vm-packages wine-packages bench-packages demo test test-vm test-wine bench lint format clean
 
 setup: packages $(VENV)/.installed
 
@@ -39,6 +39,9 @@ packages:
 
 vm-packages:
 	@$(call need,$(VM_PROBE),$(VM_PACKAGES))
+
+wine-packages:
+	@ls /usr/lib/wine/wine64 >/dev/null 2>&1 || { $(call install,wine64); }
 
 bench-packages:
 	@$(call need,$(BENCH_PROBE),$(BENCH_PACKAGES))
@@ -59,6 +62,10 @@ test: setup
 # In virtual machines, a quarter of an hour: what needs devices, volumes and signals of its own. Needs root.
 test-vm: setup vm-packages
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.vm
+
+# Windows' Python under wine, on Debian and Ubuntu; what it is made of comes from the package index.
+test-wine: setup wine-packages
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.wine
 
 bench: setup bench-packages
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.benchmarks
