@@ -25,7 +25,7 @@ from imagefs.cli.common import (
     output,
     say,
 )
-from imagefs.cli.console import heed_console_end, set_encodings, swallowed_argument
+from imagefs.cli.console import heed_console, set_encodings, swallowed_argument
 from mounters.controller import ready_fd, report_failure
 from mounters.winfsp_binding import NOTICE
 
@@ -51,6 +51,7 @@ COMMANDS = (
     "mount",
     "umount",
     "verify",
+    "disks",
     "backup",
     "restore",
     "clone",
@@ -109,8 +110,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _heed_signals() -> None:
     """Let SIGTERM, and a terminal that is closed, interrupt as Ctrl-C does: nothing is left behind."""
-    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP, and SIGBREAK (Ctrl-Break) alone
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # else nohup started us
             signal.signal(number, _interrupt)
 
@@ -121,7 +122,7 @@ def main() -> None:
     set_encodings()
     _heed_signals()
     ended = threading.Event()
-    heed_console_end(ended)
+    heed_console(ended)
     try:
         sys.exit(_run(sys.argv[1:]))
     finally:

@@ -25,7 +25,7 @@ if sys.platform == "win32":
     _Handler = ctypes.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)
     _kernel.SetConsoleCtrlHandler.argtypes = [_Handler, wintypes.BOOL]
 
-_CLOSE, _LOGOFF, _SHUTDOWN = 2, 5, 6  # CTRL_*_EVENT
+_BREAK, _CLOSE, _LOGOFF, _SHUTDOWN = 1, 2, 5, 6  # CTRL_*_EVENT
 _TIME_TO_END = 4.5  # seconds; Windows gives five to what runs in a console that is closed
 # A quote can't be in a path of Windows: \" at the end of an argument is a quote, and takes in what follows.
 _SWALLOWED = re.compile(r'(?:[A-Za-z]:|\\\\)[^"]*"')
@@ -87,23 +87,24 @@ def is_console(stream: Any) -> bool:
     return bool(stream.isatty())
 
 
-def heed_console_end(ended: threading.Event) -> None:
-    """Windows: interrupt us when the console is closed, as Ctrl-C does, and wait for ``ended``.
+def heed_console(ended: threading.Event) -> None:
+    """Windows: let Ctrl-Break, and a console that is closed, interrupt us as Ctrl-C does.
 
-    Windows ends a process once the handler of such an event returns.
+    Windows ends a process once the handler of a closed console returns: it waits for ``ended``.
     """
     if sys.platform == "win32":
         global _handler  # noqa: PLW0603  (said once for the process)
-        _handler = _Handler(lambda kind: end_of_console(kind, ended))
+        _handler = _Handler(lambda kind: console_event(kind, ended))
         _kernel.SetConsoleCtrlHandler(_handler, True)
 
 
-def end_of_console(kind: int, ended: threading.Event) -> bool:
-    """Answer an event of the console, in a thread of Windows'; False leaves it to Python's own handlers."""
-    if kind not in (_CLOSE, _LOGOFF, _SHUTDOWN):
+def console_event(kind: int, ended: threading.Event) -> bool:
+    """Answer an event of the console, in a thread of Windows'; False leaves it to Python, as Ctrl-C is."""
+    if kind not in (_BREAK, _CLOSE, _LOGOFF, _SHUTDOWN):
         return False
-    _thread.interrupt_main()
-    ended.wait(_TIME_TO_END)
+    _thread.interrupt_main()  # SIGBREAK, which Python has for it, would not end a sleep
+    if kind != _BREAK:
+        ended.wait(_TIME_TO_END)
     return True
 
 

@@ -17,7 +17,7 @@ import typer
 from imagefs.cli import common
 from imagefs.cli import mount as mount_command
 from imagefs.cli.common import given_password
-from imagefs.cli.console import end_of_console, is_console, output_error, swallowed_argument, utf8_output
+from imagefs.cli.console import console_event, is_console, output_error, swallowed_argument, utf8_output
 from tests.imagefs.built import BuiltSet
 
 STRANGE = "日本 😀 \udcff \x85"
@@ -81,7 +81,7 @@ def test_what_is_a_console(tmp_path: Path) -> None:
 def test_the_end_of_a_console_interrupts_and_waits(kind: int) -> None:
     """The handler runs in a thread of Windows', and returns only once everything is put away."""
     ended, answers = threading.Event(), []
-    handler = threading.Thread(target=lambda: answers.append(end_of_console(kind, ended)))
+    handler = threading.Thread(target=lambda: answers.append(console_event(kind, ended)))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -95,9 +95,16 @@ def test_the_end_of_a_console_interrupts_and_waits(kind: int) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("kind", [0, 1])  # CTRL_C_EVENT, CTRL_BREAK_EVENT
-def test_python_itself_heeds_keys(kind: int) -> None:
-    assert end_of_console(kind, threading.Event()) is False
+def test_keys() -> None:
+    """Ctrl-C is Python's own; Ctrl-Break interrupts as well, and nothing waits for the end."""
+    assert console_event(0, threading.Event()) is False
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            assert console_event(1, threading.Event()) is True
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
