@@ -185,7 +185,7 @@ def _unpack_interpreter(folder: Path) -> None:
 
 
 def build_library(source: Path, target: Path, *options: str) -> None:
-    """Build a library of Windows from a file of C; what it needs of C's own library takes minutes at first."""
+    """Build a library of Windows from a file of C; C's own library takes minutes at first."""
     caches = {f"ZIG_{kind}_CACHE_DIR": str(HOME / "compiler" / "cache") for kind in ("LOCAL", "GLOBAL")}
     scratch = target.with_suffix(".new")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu", "-O2", "-shared"]
