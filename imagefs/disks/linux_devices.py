@@ -1,5 +1,9 @@
 """The disks of Linux: from sysfs, mounts, and partition tables where they can be read."""
 
+import sys
+
+assert sys.platform != "win32"
+
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -45,11 +49,12 @@ def _disk(number: int, device: BlockDevice, uses: Uses | None) -> Disk:
         else:
             parts = list(looking.without_table(is_readable=raw is not None and not problem))
     identity = devices.identity_of(device)
+    made = identity.manufacturer == "Linux"  # of a file or other devices: then it is those that tell it apart
     return Disk(
         number=number,
         path=str(device.node),
-        model=identity.product or identity.description,
-        vendor=identity.manufacturer,
+        model=identity.description if made else identity.product,
+        vendor="" if made else identity.manufacturer,
         revision=identity.revision,
         serial=identity.serial,
         size=device.size,
