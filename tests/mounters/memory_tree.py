@@ -104,6 +104,7 @@ class MemoryTree(Tree):
     """Its root is 5; inode numbers 0 and 1 are files, which no kernel expects."""
 
     root = 5
+    many = MANY
 
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {5: Node(Attributes(5, NodeType.DIRECTORY, mode=0o755, links=2))}
@@ -167,7 +168,7 @@ class MemoryTree(Tree):
             self.file(odd, name, 1000)
         self.directory(root, "empty directory")
         many = self.directory(root, "many")
-        for number in range(MANY):
+        for number in range(self.many):
             self.file(many, f"file {number:05}", number)
 
     def _fill_faults(self, root: int) -> None:

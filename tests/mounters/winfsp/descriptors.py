@@ -21,6 +21,9 @@ class BadDescriptorError(Exception):
     """Bytes that are no security descriptor."""
 
 
+USER = "S-1-5-21-1004336348-1177238915-682003330-1001"  # who mounts, and asks unless somebody else is named
+
+
 @dataclass(frozen=True)
 class Ace:
     kind: int

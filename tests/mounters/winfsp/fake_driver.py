@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tests.mounters.winfsp import nt
-from tests.mounters.winfsp.descriptors import BadDescriptorError, Caller, caller, check_access, parse
+from tests.mounters.winfsp.descriptors import USER, BadDescriptorError, Caller, caller, check_access, parse
 from tests.mounters.winfsp.faults import Faults
 from tests.mounters.winfsp.nt import Access, Attribute, Disposition, NtError, Options, Status
 
@@ -126,7 +126,7 @@ class Volume:
         self.native = native
         self.ffi = native.ffi
         self.faults = native.faults
-        self.who = who or caller("S-1-5-21-1-2-3-1001")
+        self.who = who or caller(USER)
         self.page = PAGE
         self.room = ROOM
         self.calls: list[str] = []  # the operations that were called, in order

@@ -121,6 +121,7 @@ class FakeLibrary:
         self.volumes: list[FakeVolume] = []
         self.driver_is_there = True
         self.letters_in_use: set[str] = {"C:"}
+        self.failures_of_stat: list[OSError] = []  # what the next questions for a mount point end with
         self.descriptors: dict[str, bytes] = {}  # by their text
         self._globals = types.globals
         self._cache: dict[str, Any] = {}
@@ -128,6 +129,21 @@ class FakeLibrary:
         for name in ("DISK", "NET"):
             text = {"DISK": DISK, "NET": NET}[name]
             self._cache[f"WFSPY_FSP_FSCTL_{name}_DEVICE_NAME"] = plain.new("char16_t[]", text)
+
+    def begin(self) -> None:
+        """Be as a machine on which nothing has happened yet."""
+        self.faults.take()
+        self.driver_is_there = True
+        self.letters_in_use = {"C:"}
+        self.failures_of_stat.clear()
+
+    def end(self) -> int:
+        """Take away what is still mounted, and return how much it was."""
+        left = list(self.volumes)
+        for volume in left:
+            self.do_FspFileSystemStopDispatcher(volume.pointer)
+            self.do_FspFileSystemDelete(volume.pointer)
+        return len(left)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the extension has by this name."""

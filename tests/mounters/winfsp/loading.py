@@ -16,7 +16,11 @@ from fixtures.winfspy_wheel import winfspy_folder
 from tests.mounters.winfsp.fake_driver import Volume
 from tests.mounters.winfsp.fake_library import FakeLibrary
 from tests.mounters.winfsp.faults import Faults
+from tests.mounters.winfsp.nt import NtError
 from tests.mounters.winfsp.pe_types import read_types
+
+# The adapter's modules that hold what winfspy is; imported again where it is there again.
+ADAPTER = ("mounters.winfsp_binding", "mounters.winfsp_operations", "mounters.winfsp_mount")
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,15 @@ class Loaded:
 
     @contextmanager
     def imported(self) -> Iterator[FakeLibrary]:
-        """Have ``import winfspy`` find it."""
-        with patch.dict(sys.modules, self.modules):
+        """Have ``import winfspy`` find it; afterwards nothing here can import it."""
+        for name in ADAPTER:
+            sys.modules.pop(name, None)
+        sys.modules.update(self.modules)
+        try:
             yield self.library
+        finally:
+            for name in [*self.modules, *ADAPTER]:
+                sys.modules.pop(name, None)
 
 
 _loaded: Loaded | None = None
@@ -42,6 +52,17 @@ def load_winfspy() -> Loaded:
     if _loaded is None:
         _loaded = _load(winfspy_folder())
     return _loaded
+
+
+@contextmanager
+def fresh_library() -> Iterator[FakeLibrary]:
+    """Give the library with clean accounts; what was wrong, or is left behind at the end, is a failure."""
+    with load_winfspy().imported() as library:
+        library.begin()
+        yield library
+        left = library.end()
+        library.faults.check()
+        assert not left, "a file system was left behind"
 
 
 def _load(folder: Path) -> Loaded:
@@ -74,12 +95,14 @@ class OwnOs:
 
     def __init__(self, library: FakeLibrary) -> None:
         self._library = library
-        self.failures: list[OSError] = []  # what the next questions end with
 
     def stat(self, mountpoint: str) -> object:
-        if self.failures:
-            raise self.failures.pop(0)
+        if self._library.failures_of_stat:
+            raise self._library.failures_of_stat.pop(0)
         for volume in self._library.volumes:
             if volume.mountpoint == mountpoint:
-                return Volume(volume).stat("\\")
+                try:
+                    return Volume(volume).stat("\\")
+                except NtError as error:
+                    raise OSError(str(error)) from error
         raise FileNotFoundError(mountpoint)
