@@ -43,19 +43,21 @@ class PrivateServer:
 
 
 @contextmanager
-def private_server(exports: Sequence[Export]) -> Iterator[PrivateServer]:
-    """Serve exports from a thread, in a temporary folder of this user alone, until the block is left."""
+def private_server(
+    exports: Sequence[Export], *, at_port: bool = sys.platform == "win32"
+) -> Iterator[PrivateServer]:
+    """Serve exports from a thread, in a temporary folder of this user alone, until the block is left.
+
+    ``at_port`` is for systems whose sockets have no files.
+    """
     place = tempfile.gettempdir()
-    if sys.platform != "win32" and len(place) > _LONGEST:
+    if not at_port and len(place) > _LONGEST:
         place = "/tmp"  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="imagefs-", dir=place) as name:
         folder = Path(name)
-        secret = ""
-        if sys.platform == "win32":
-            secret = secrets.token_urlsafe(_SECRET)
-            server = NbdServer(exports, Address("127.0.0.1", 0), secret=secret)
-        else:
-            server = NbdServer(exports, Address(path=str(folder / "nbd")))
+        secret = secrets.token_urlsafe(_SECRET) if at_port else ""
+        address = Address("127.0.0.1", 0) if at_port else Address(path=str(folder / "nbd"))
+        server = NbdServer(exports, address, secret=secret)
         with server:
             thread = threading.Thread(target=server.serve, name="nbd")
             thread.start()
