@@ -73,7 +73,7 @@ MECHANISMS = {  # in the order of preference
         "pip install imagefs[windows], with Python 3.11; winfspy has no wheels for later ones",
     ),
     "mfusepy": Mechanism(
-        "mounters.fusepy_mount",
+        "mounters.fusepy_windows" if sys.platform == "win32" else "mounters.fusepy_mount",
         ("linux", "darwin", "freebsd", "win32"),
         "pip install imagefs[windows]" if sys.platform == "win32" else "pip install 'imagefs[fuse]'",
     ),

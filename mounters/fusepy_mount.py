@@ -1,5 +1,7 @@
 """Mount a tree through the fusepy API (mfusepy): macOS, FreeBSD, and Linux as the second choice.
 
+Windows has fusepy_windows.
+
 libfuse's high-level interface names nodes by path and calls back in its own threads, several at once,
 which a tree allows. Python makes a new thread state for every such call: thread-local data of a tree
 does not survive from one to the next.
@@ -41,6 +43,8 @@ from mounters.translation import (
     type_bits,
 )
 from mounters.tree import Entry, Handle, Tree
+
+assert sys.platform != "win32"
 
 log = logging.getLogger(__name__)
 
