@@ -74,7 +74,8 @@ def probe(path: str, timeout: float = 2.0) -> int | None:
 
     def ask() -> None:
         try:
-            os.statvfs(path)
+            if sys.platform != "win32":
+                os.statvfs(path)
         except OSError as error:
             answers.append(error.errno or errno.EIO)
         else:
@@ -162,7 +163,8 @@ def _commands(path: str, *, force: bool) -> list[list[str]]:
     if not LINUX:
         return [["umount", *(["-f"] if force else []), path]]
     helper = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
-    if os.geteuid() == 0:  # -f cuts the connection off, so that readers that wait get an error at once
+    # -f cuts the connection off, so that readers that wait get an error at once.
+    if sys.platform != "win32" and os.geteuid() == 0:
         return [["umount", *(["-f", "-l"] if force else []), path]]
     return [[helper, "-uz" if force else "-u", path]]
 
