@@ -74,6 +74,7 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 formats mounters imagefs
 
 format: setup
 	@$(BIN)/ruff check --fix .
