@@ -38,6 +38,8 @@ class WindowsDevice:
             return None
         try:
             known = disks.look_at(self.api, disk)
+            if not known.sector_size:
+                raise RefusedError(known.problem, path=self.path)
             reader = DeviceReader(self.api, known.path, unit=known.physical_sector_size)
             try:
                 table = read_table(reader, known.sector_size, disk_size=reader.size)
@@ -125,6 +127,8 @@ def describe_device(api: Api, target: Path, sector_size: int | None = None) -> D
         volume=None,
         problems=(),
     )
+    if not known.sector_size:
+        return replace(found, problems=(f"can't be read: {known.problem}",))
     with ExitStack() as owned:
         try:
             unit = known.physical_sector_size

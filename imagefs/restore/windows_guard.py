@@ -20,6 +20,7 @@ from imagefs.restore.windows_target import cannot_open
 IOCTL_DISK_IS_WRITABLE = 0x70024
 IOCTL_DISK_GET_DISK_ATTRIBUTES = 0x700F0  # GET_DISK_ATTRIBUTES: Version, Reserved1, Attributes (8 bytes)
 
+_THERE = "see that it is still there"
 _READ_ONLY = 2  # DISK_ATTRIBUTE_READ_ONLY
 _POOLS = {  # partitions whose bytes belong to volumes that show nowhere on the disk
     "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D": "a storage pool",
@@ -68,7 +69,8 @@ class _Guard:
         if number is None:
             self._volume = self._known(name or "")
             if not self._volume.extents:
-                raise RefusedError(f"lies on no disk: {self._volume.problem or 'a CD?'}", path=target)
+                what = self._volume.problem or "a CD?"
+                raise RefusedError(f"lies on no disk: {what}", path=target, hint="name another target")
         self._disks = [number] if number is not None else sorted({e.disk for e in self._volume_extents()})
 
     def _known(self, name: str) -> Volume:
@@ -142,10 +144,12 @@ class _Guard:
             except ApiError as error:
                 if place.startswith("\\\\") or self._is_remote(place):
                     return
-                raise RefusedError(f"{unknown}: {place}: {error.strerror}", path=self._target) from error
+                raise RefusedError(
+                    f"{unknown}: {place}: {error.strerror}", path=self._target, hint=_THERE
+                ) from error
         found = [volume for volume in self._there if volume.name.lower() == name.lower()]
         if not found:
-            raise RefusedError(f"{unknown}: {place} is on no volume that is known", path=self._target)
+            raise RefusedError(f"{unknown}: {place} is on no known volume", path=self._target, hint=_THERE)
         yield from found
 
     def _is_remote(self, place: str) -> bool:

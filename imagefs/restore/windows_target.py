@@ -188,6 +188,8 @@ def open_target(api: Api, path: Path, *, sleep: Callable[[float], None] = time.s
                 sector_size = max(disks.look_at(api, one.disk).sector_size for one in volume.extents)
         except ApiError as error:
             raise cannot_open(error, path) from error
+        if not size or not sector_size:
+            raise RefusedError("does not tell its size", path=path, hint="plug it in anew")
         return WindowsTarget(
             api, path, handle, is_disk=number is not None, held=held, owned=owned.pop_all(),
             size=size, sector_size=sector_size,
