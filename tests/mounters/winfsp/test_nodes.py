@@ -209,6 +209,26 @@ def test_damage_on_the_way_is_no_missing_name() -> None:
             nodes.resolve(path)
 
 
+def test_damage_that_hides_where_a_link_leads() -> None:
+    class Damaged(LinkTree):
+        def lookup(self, inode: int, name: str) -> int:
+            if name == "file":
+                raise DamagedBlockError("the index has a bad hash")
+            return super().lookup(inode, name)
+
+    with pytest.raises(DamagedBlockError):
+        Nodes(Damaged()).resolve(r"\to file")
+
+
+def test_one_link_by_two_ways(tree: LinkTree) -> None:
+    direct, linked = r"\a\b\beside", r"\c\to a\b\beside"
+    for ways in ((direct, linked), (linked, direct)):
+        nodes = Nodes(tree)
+        found = {way: nodes.resolve(way)[0] for way in ways}
+        assert found[direct].directory is not None
+        assert found[linked].text == b"../../c"
+
+
 def test_what_a_link_holds_is_what_is_stored() -> None:
     tree = LinkTree()
     tree.link(tree.root, "odd", "n\u00f6 \udcff")

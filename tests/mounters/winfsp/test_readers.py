@@ -44,6 +44,9 @@ def test_few_readers_are_kept_of_many_open_files(tree: MemoryTree) -> None:
             assert readers.read(inode, 0, 8) == content(inode, 0, 8)
             assert len(tree.opened) <= READERS_KEPT
     assert sorted(tree.opened) == list(range(5060 - READERS_KEPT, 5060))  # those used last
+    readers.read(5060 - READERS_KEPT, 0, 8)
+    readers.read(5000, 0, 8)
+    assert 5060 - READERS_KEPT in tree.opened
     readers.close_all()
     assert tree.opened == []
 

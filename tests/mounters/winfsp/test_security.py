@@ -151,7 +151,18 @@ def test_what_is_malformed_is_not_used() -> None:
         (54, 0),  # an ACE without a length
         (54, 0x17),  # one of an odd length
         (54, 0xFC),  # one that is longer than its list
+        (len(MIXED_BYTES) - 22, 0x1C),  # so with the last one
     ):
         broken = bytearray(MIXED_BYTES)
         broken[at] = value
         assert not is_usable(bytes(broken)), (at, value)
+
+
+def test_a_sid_that_is_cut_off_is_not_used() -> None:
+    system = sid_bytes("S-1-5-18")
+    at_end = (20 + len(NOBODY_BYTES[48:])).to_bytes(4, "little")
+    head = NOBODY_BYTES[:4] + at_end + at_end + bytes(4) + (20).to_bytes(4, "little")
+    whole = head + NOBODY_BYTES[48:] + system
+    assert is_usable(whole)
+    assert parse(whole).text() == "O:SYG:SYD:"
+    assert not any(is_usable(whole[:-cut]) for cut in range(1, len(system)))

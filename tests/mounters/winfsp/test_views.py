@@ -85,6 +85,10 @@ def test_directories_are_kept_up_to_a_number_of_names() -> None:
     assert tree.asked == [small, many, small]
     views.of(many)
     assert tree.asked == [small, many, small, many]
+    other = tree.resolve("dir")
+    for inode in (small, other, small, other):  # what has gone takes no room
+        views.of(inode)
+    assert tree.asked[4:] == [small, other]
 
 
 def test_attributes_belong_to_their_names() -> None:
