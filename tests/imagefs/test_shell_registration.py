@@ -11,6 +11,7 @@ from imagefs import shell_mount
 from imagefs.shell_registration import EXTENSIONS, mount_command, register, settings, unregister
 from tests.conftest import run_imagefs
 
+ROOT = Path(__file__).parents[2]
 COMMAND = mount_command(r"C:\Program Files\Python311\pythonw.exe")
 VERB = r"Software\Classes\SystemFileAssociations\.mrimgx\shell\imagefs.mount"
 
@@ -128,17 +129,31 @@ def test_what_was_cut_off_can_be_undone(step: int) -> None:
 
 def test_a_message_when_mounting_fails(tmp_path: Path) -> None:
     shown: list[str] = []
+    opened: list[str] = []
     code = (
         "import os, sys; sys.stderr.write('imagefs: no b\u00fcckup'); assert not sys.stdin.read();"
         "sys.exit(3 if os.environ['PYTHONSAFEPATH'] else 0)"
     )
-    command = [sys.executable, "-X", "utf8", "-c", code]
     image = str(tmp_path / "full.mrimgx")
-    assert shell_mount.mount([image], shown.append, lambda _: command) == 3
+
+    def run(code: str) -> int:
+        return shell_mount.mount(
+            [image], shown.append, opened.append, lambda _: [sys.executable, "-X", "utf8", "-c", code]
+        )
+
+    assert run(code) == 3
     assert shown == [f"{image}\n\nimagefs: no b\u00fcckup"]
-    assert shell_mount.mount([image], shown.append, lambda _: [sys.executable, "-c", ""]) == 0
-    assert shell_mount.mount([], shown.append) == 2
-    assert len(shown) == 2
+    assert run("") == 0
+    assert shell_mount.mount([], shown.append, opened.append) == 2
+    assert (len(shown), opened) == (2, [])
+
+
+def test_the_drive_is_opened() -> None:
+    opened: list[str] = []
+    code = "from pathlib import Path; from imagefs.cli import mount; mount._tell(Path('full.mrimgx'), 'R:')"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+    assert shell_mount.mount(["full.mrimgx"], pytest.fail, opened.append, lambda _: command) == 0
+    assert opened == ["R:\\"]
 
 
 def test_another_system_has_no_explorer() -> None:
