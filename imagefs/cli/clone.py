@@ -1,6 +1,5 @@
 """``imagefs clone``: copy a disk to another one, without an image in between."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +25,8 @@ from imagefs.restore.options import RestoreOptions
 
 def clone(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", readable=False, help="A disk, a disk file, or an image.")
+        str,
+        typer.Argument(metavar="SOURCE", help="disk0, a device, a volume (C:), a disk file, an image."),
     ],
     target: TargetArgument,
     disk: DiskOption = "",

@@ -81,12 +81,12 @@ def restore(
     password = given_password(password_file)
     with ExitStack() as owned:
         try:
-            job = plan_restore(image, target, options, password=password)
+            job = plan_restore(image.absolute(), target, options, password=password)
         except PasswordError:
             if password is not None or not sys.stdin.isatty():
                 raise
             password = typer.prompt(f"Password for {image}", hide_input=True, err=True)
-            job = plan_restore(image, target, options, password=password)
+            job = plan_restore(image.absolute(), target, options, password=password)
         owned.enter_context(job)
         if job.original.source.kind in ("disk", "partition"):
             raise UsageError("is no image", path=image, hint="imagefs clone copies a disk")

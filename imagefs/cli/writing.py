@@ -24,11 +24,10 @@ from imagefs.restore.job import RestoreJob
 from imagefs.restore.options import RestoreReport
 
 TargetArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="TARGET",
-        readable=False,
-        help="A block device, or a disk file: one that is there counts as a disk of its size.",
+        help="A device (Windows: disk1, X:), or a disk file: one that is there counts as a disk of its size.",
     ),
 ]
 DiskOption = Annotated[str, typer.Option("--disk", help="Which disk, as disk4, where there are several.")]

@@ -20,6 +20,11 @@ class Named:
     note: str = ""
 
 
+def is_disk(text: str) -> bool:
+    """Whether a name is that of a disk or partition by numbers."""
+    return _DISK.fullmatch(text) is not None
+
+
 def find_source(source: str | os.PathLike[str], partitions: tuple[int, ...] = ()) -> Named:
     """Return the device or file that a name means, and which of its partitions, by default ``partitions``.
 

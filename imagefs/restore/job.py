@@ -78,7 +78,7 @@ def plan_restore(
 ) -> "RestoreJob":  # fmt: skip
     """Look at source and target, and plan; nothing is written. The job is used in a ``with`` statement."""
     with ExitStack() as owned:
-        original = open_original(Path(source), options or RestoreOptions(), password, owned)
+        original = open_original(source, options or RestoreOptions(), password, owned)
         job = RestoreJob(original, target_path(os.fspath(target)), options or RestoreOptions())
         job.owned = owned.pop_all()
         return job

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from formats.errors import ReportedError
-from imagefs.errors import RefusedError
+from imagefs.errors import RefusedError, UsageError
+from imagefs.imaging.names import is_disk
 from imagefs.imaging.source_disk import detect_sector_size
 from imagefs.machine import devices
 from imagefs.machine.devices import BlockDevice
@@ -39,7 +40,13 @@ class LinuxDevice:
 
 
 def target_path(text: str) -> Path:
-    """Return a path as it is, absolute."""
+    """Return a path, absolute. Raises UsageError for what might be meant as the number of a disk."""
+    if is_disk(text):
+        raise UsageError(
+            "is it a disk, or a file?",
+            path=Path(text),
+            hint=f"name the disk by its device, as imagefs disks tells it, the file as ./{text}",
+        )
     return Path(text).absolute()
 
 

@@ -1,11 +1,12 @@
 """What is restored or cloned: a disk of an image or of the machine, as volumes that know their holes."""
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from formats.blockreader import BlockReader
 from imagefs.errors import UsageError
+from imagefs.imaging.names import find_source
 from imagefs.imaging.sources import Source, SourceDisk, SourcePartition, open_source
 from imagefs.imaging.used_space import used_space
 from imagefs.restore.layout import Volume
@@ -27,12 +28,23 @@ class Original:
         return f"disk{self.disk.number}/p{volume.number}"
 
 
-def open_original(path: Path, options: RestoreOptions, password: str | None, owned: ExitStack) -> Original:
+def open_original(
+    name: str | os.PathLike[str], options: RestoreOptions, password: str | None, owned: ExitStack
+) -> Original:
     """Open the image, device or disk file to restore from, and choose its disk; closed with ``owned``.
 
-    Raises what ``open_source`` does, and UsageError where there are several disks and none is named.
+    ``name`` is a path, or what ``find_source`` knows: "disk0", "C:". Raises what ``open_source`` does, and
+    UsageError where there are several disks and none is named.
     """
-    source = open_source(path, password=password, live=options.live, snapshot=options.snapshot)
+    named = find_source(name)
+    path = named.path
+    source = open_source(
+        path,
+        password=password,
+        live=options.live,
+        snapshot=options.snapshot,
+        partitions=named.partitions,
+    )
     owned.enter_context(source)
     disks = [disk for disk in source.disks if options.disk is None or disk.number == options.disk]
     if len(disks) != 1:
@@ -40,7 +52,7 @@ def open_original(path: Path, options: RestoreOptions, password: str | None, own
         what = "holds several disks" if disks else f"has no disk{options.disk}"
         raise UsageError(what, path=path, hint=f"name one: {names}")
     (disk,) = disks
-    warnings = list(source.warnings)
+    warnings = [named.note, *source.warnings] if named.note else list(source.warnings)
     parts = [part for part in disk.partitions if options.partition in (None, part.number)]
     if not parts:
         numbers = ", ".join(f"p{part.number}" for part in disk.partitions) or "none"

@@ -9,6 +9,7 @@ from imagefs.errors import UsageError
 from imagefs.imaging import backup, this_machine
 from imagefs.imaging.names import Named, find_source
 from imagefs.machine import devices
+from imagefs.restore.this_machine import target_path
 from tests.conftest import run_imagefs
 from tests.fixtures import plain_reader
 from tests.imagefs.imaging.attached import two_partitions
@@ -50,6 +51,16 @@ def test_a_file_of_that_name_is_told(tmp_path: Path) -> None:
     assert find_source("disk0").note == "disk0 means the disk /dev/sda; the file of that name is ./disk0"
     assert find_source("disk1").note == ""
     assert find_source(tmp_path / "disk0") == Named(tmp_path / "disk0", ())
+
+
+@pytest.mark.parametrize("name", ["disk0", "disk7", "disk1/p2"])
+def test_no_target_is_called_so(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is it a disk, or a file") as caught:
+        target_path(name)
+    assert f"./{name}" in caught.value.hint
+    assert target_path("./disk0") == tmp_path / "disk0"
+    done = run_imagefs("clone", two_partitions(tmp_path).path, name)
+    assert (done.code, "is it a disk, or a file" in done.errors) == (2, True)
 
 
 def test_what_is_not_there() -> None:

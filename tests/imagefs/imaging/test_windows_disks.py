@@ -23,7 +23,8 @@ from imagefs.imaging.names import find_source
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener
 from imagefs.imaging.sources import open_source
 from imagefs.machine.windows import disks as windows_numbers
-from imagefs.restore import restore
+from imagefs.restore import clone, restore
+from imagefs.restore.options import RestoreOptions
 from tests.fixtures import plain_reader
 from tests.imagefs.imaging.attached import logical_disk, volume_of
 from tests.imagefs.imaging.moments import cut_out
@@ -153,6 +154,16 @@ def test_image_of_an_mbr_disk(tmp_path: Path, run_windows: Run) -> None:
     report = backup("disk3", tmp_path / "sets", EXACT)
     restore(report.path, tmp_path / "restored")
     assert (tmp_path / "restored").read_bytes() == built.path.read_bytes()
+
+
+def test_clone_of_a_disk(tmp_path: Path, run_windows: Run) -> None:
+    built = noise_disk(tmp_path, "basic", "msr")
+    running = run_windows({1: Disk(built.path)})
+    running.add(built, 1, "C:\\", "NTFS")
+    before = built.path.read_bytes()
+    overwrite(built, 1)
+    clone("disk1", tmp_path / "copy", RestoreOptions(new_ids=False))
+    assert (tmp_path / "copy").read_bytes() == before
 
 
 def test_an_image_records_what_the_disk_says_of_itself(tmp_path: Path, run_windows: Run) -> None:
