@@ -10,7 +10,7 @@ from mounters.tree import Attributes, Entry, Tree
 from mounters.winfsp_folding import fold
 from mounters.winfsp_names import unique_names
 
-ENTRIES_KEPT = 200_000  # in all views together; one directory may have more
+ENTRIES_KEPT = 100_000  # in all views together; one directory may have more
 
 
 class View:

@@ -15,6 +15,7 @@ from imagefs.filesystems.ntfs.layout import (
     ENCRYPTED,
     FILE_SYSTEM,
     IN_USE,
+    ROOT,
     Attribute,
     AttributeType,
     Record,
@@ -85,7 +86,8 @@ class RecordNodes:
             changed=unix_nanoseconds(changed),
             created=unix_nanoseconds(created),
             allocated=allocated,
-            file_attributes=flags,
+            # Every root is hidden, which a drive does not show; a folder would be.
+            file_attributes=flags if record.number != ROOT else 0,
         )
 
     def _sizes(self, attributes: list[Attribute], kind: NodeType, what: str) -> tuple[int, int]:

@@ -76,6 +76,13 @@ def test_ntfs(tmp_path: Path) -> None:
                 set_xattr(root / name, "user.stream", bytes(5000))
             set_xattr(root / name, "system.ntfs_attrib_be", attributes.to_bytes(4, "big"))
     with FileReader(image) as reader:
-        found = shown(open_file_system(reader))
+        volume = open_file_system(reader)
+        found = shown(volume)
+        assert volume is not None
+        stored = int.from_bytes(volume.extended_attribute(volume.root, "system.ntfs_attrib"), "little")
+        assert stored & (HIDDEN | SYSTEM) == HIDDEN | SYSTEM
+        assert (
+            volume.attributes(volume.root).file_attributes == 0
+        )  # or the folder of a volume would not be seen
     known = READONLY | HIDDEN | SYSTEM | ARCHIVE | NOT_CONTENT_INDEXED
     assert {name: (attributes or 0) & known for name, attributes in found.items()} == expected
