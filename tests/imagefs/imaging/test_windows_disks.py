@@ -23,7 +23,7 @@ from imagefs.imaging.names import find_source
 from imagefs.imaging.options import BackupOptions, BackupReport, Listener
 from imagefs.imaging.sources import open_source
 from imagefs.machine.windows import disks as windows_numbers
-from imagefs.restore import clone, restore
+from imagefs.restore import clone, job, restore
 from imagefs.restore.options import RestoreOptions
 from tests.fixtures import plain_reader
 from tests.imagefs.imaging.attached import logical_disk, volume_of
@@ -156,7 +156,8 @@ def test_image_of_an_mbr_disk(tmp_path: Path, run_windows: Run) -> None:
     assert (tmp_path / "restored").read_bytes() == built.path.read_bytes()
 
 
-def test_clone_of_a_disk(tmp_path: Path, run_windows: Run) -> None:
+def test_clone_of_a_disk(tmp_path: Path, run_windows: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "refuse_unsafe", lambda *_, **__: None)  # Linux's, which knows no such device
     built = noise_disk(tmp_path, "basic", "msr")
     running = run_windows({1: Disk(built.path)})
     running.add(built, 1, "C:\\", "NTFS")
