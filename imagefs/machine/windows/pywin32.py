@@ -7,6 +7,7 @@ import sys
 
 assert sys.platform == "win32"
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,16 @@ from typing import Any
 
 import pythoncom
 import pywintypes
-import win32api
 import win32com.client
-import win32con
 import win32file
-import win32process
 import win32security
 from win32com.shell import shell
 
 from imagefs.errors import SnapshotError
+from imagefs.machine.processes import is_running, started
 
 _MONIKER = r"winmgmts:{impersonationLevel=impersonate}!\\.\root\cimv2"
-_STILL_ACTIVE = 259
-_ACCESS_DENIED, _ALREADY_EXISTS = 5, 183  # winerror.h
+_ALREADY_EXISTS = 183  # winerror.h
 # Administrators own it; they and the system may do anything, nobody else, nothing is inherited.
 _RIGHTS = "O:BAG:BAD:P(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)"
 _OWNERS = ("S-1-5-32-544", "S-1-5-18")  # Administrators, SYSTEM
@@ -87,23 +85,10 @@ class Pywin32:
 
     def myself(self) -> dict[str, Any]:
         """Return this process's number, and when it was started."""
-        number = win32api.GetCurrentProcessId()
-        return {"pid": number, "started": _started(number)}
+        number = os.getpid()
+        return {"pid": number, "started": started(number)}
 
     def is_alive(self, owner: dict[str, Any]) -> bool:
         """Whether a process still runs: another of its number was started at another time."""
-        try:
-            return _started(int(owner["pid"])) == str(owner["started"])
-        except pywintypes.error as error:
-            return bool(error.winerror == _ACCESS_DENIED)  # there is one: it may be that
-
-
-def _started(number: int) -> str:
-    """Return when a process was started, "" where it has ended; raises pywintypes.error."""
-    process = win32api.OpenProcess(win32con.PROCESS_QUERY_LIMITED_INFORMATION, False, number)
-    try:
-        if win32process.GetExitCodeProcess(process) != _STILL_ACTIVE:
-            return ""
-        return f"{win32process.GetProcessTimes(process)['CreationTime'].timestamp():.6f}"
-    finally:
-        process.Close()
+        number = int(owner["pid"])
+        return is_running(number) and started(number) in ("", owner["started"])
