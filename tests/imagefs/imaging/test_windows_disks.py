@@ -160,7 +160,7 @@ def test_clone_of_a_disk(tmp_path: Path, run_windows: Run, monkeypatch: pytest.M
     monkeypatch.setattr(job, "refuse_unsafe", lambda *_, **__: None)  # Linux's, which knows no such device
     built = noise_disk(tmp_path, "basic", "msr")
     running = run_windows({1: Disk(built.path)})
-    running.add(built, 1, "C:\\", "NTFS")
+    running.add(built, 1, "C:\\", "NTFS", disk=1)
     before = built.path.read_bytes()
     overwrite(built, 1)
     clone("disk1", tmp_path / "copy", RestoreOptions(new_ids=False))
