@@ -15,7 +15,7 @@ INSTALL_WINFSP = "install WinFsp from https://winfsp.dev (or: winget install Win
 INSTALL_WINFSPY = "pip install 'imagefs[windows]'"
 NO_WHEELS = (
     "winfspy has no wheels for Python 3.12 and later: use Python 3.11, or the mechanism mfusepy "
-    "(pip install 'imagefs[fuse]')"
+    "(pip install 'imagefs[windows]' brings it)"
 )
 _LAST_WITH_WHEELS = (3, 11)
 GLOBAL = "\\\\.\\"  # before a letter: one that the whole machine sees
@@ -85,7 +85,8 @@ def start(binding: Binding, file_system: Any) -> None:
         delete(binding, file_system)
         if isinstance(error, binding.winfspy.WinFSPyError):
             hint = ": administrators alone can give the machine a letter" if mountpoint[:4] == GLOBAL else ""
-            raise MountPointError(f"{mountpoint}: {error}{hint}") from None
+            kind = MountPointError if "Cannot mount" in str(error) else MountError
+            raise kind(f"{mountpoint}: {error}{hint}") from None
         if isinstance(error, OSError):  # it looks at the root, to know that it is answered
             raise MountError(f"{mountpoint}: cannot read the root: {error.strerror or error}") from None
         raise

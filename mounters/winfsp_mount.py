@@ -58,12 +58,14 @@ class WinfspSession(Session):
 
     def run(self, mounted: Callable[[], None]) -> None:
         """Mount, call ``mounted``, answer until stopped. Raises MountError."""
-        file_system = self._mount()
         try:
-            mounted()
-            self._wait(file_system)
+            file_system = self._mount()
+            try:
+                mounted()
+                self._wait(file_system)
+            finally:
+                delete(BINDING, file_system)
         finally:
-            delete(BINDING, file_system)
             self._operations.close_all()
 
     def stop(self) -> None:
@@ -125,6 +127,11 @@ def check_place(mountpoint: str, *, network: bool) -> None:
         raise MountPointError(f"{path.parent} is no directory: {mountpoint} would be made in it")
 
 
+def serial_number(options: MountOptions) -> int:
+    """Return 32 bits that are not 0 and the same for the same source."""
+    return options.serial & 0xFFFFFFFF or zlib.crc32(options.source.encode("utf-8", "surrogatepass")) or 1
+
+
 def volume_parameters(options: MountOptions) -> dict[str, Any]:
     """Return the parameters of the volume. Raises MountPointError for a network name that is none."""
     parameters: dict[str, Any] = {
@@ -132,7 +139,7 @@ def volume_parameters(options: MountOptions) -> dict[str, Any]:
         "sectors_per_allocation_unit": ALLOCATION_UNIT // SECTOR,
         "max_component_length": LONGEST_NAME,
         "volume_creation_time": filetime(options.created) if options.created else 0,
-        "volume_serial_number": options.serial or zlib.crc32(options.source.encode()) or 1,
+        "volume_serial_number": serial_number(options),
         "file_info_timeout": _FOREVER,
         "case_sensitive_search": 0,
         "case_preserved_names": 1,
@@ -148,7 +155,7 @@ def volume_parameters(options: MountOptions) -> dict[str, Any]:
     if options.network:
         found = _NETWORK.fullmatch(options.network)
         prefix = f"\\{found[1]}{found[2]}" if found else ""
-        if not found or len(prefix.encode("utf-16-le")) // 2 > _LONGEST_PREFIX:
+        if not found or len(prefix.encode("utf-16-le", "surrogatepass")) // 2 > _LONGEST_PREFIX:
             raise MountPointError(rf"{options.network}: not a network name such as \\imagefs\disk")
         parameters["prefix"] = prefix
     return parameters
