@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from formats.files import lock_file, open_file, read_at, sync, truncate, write_at
 from imagefs.errors import ImagingError, RefusedError
-from imagefs.imaging.target import windows_code, write_error
+from imagefs.imaging.target import write_error
 from imagefs.machine.processes import boot, is_running, started
+from imagefs.machine.system_errors import ACCESS_DENIED, windows_code
 
-_ACCESS_DENIED = 5  # of Windows, for a file that is removed, and still open, among others
 _PATIENCE, _PAUSE = 1.0, 0.05  # seconds
 _SETTLE_SECONDS = 0.2  # in which another's word would be there, where the system has no locks
 _NAME = re.compile(r"[0-9A-F]{16}\.lock")
@@ -39,8 +39,8 @@ class SetLock:
             try:
                 fd = open_file(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError as error:
-                if windows_code(error) == _ACCESS_DENIED and time.monotonic() < deadline:
-                    time.sleep(_PAUSE)
+                if windows_code(error) == ACCESS_DENIED and time.monotonic() < deadline:
+                    time.sleep(_PAUSE)  # it may be removed, and still open
                     continue
                 raise write_error(error, self.path) from error
             try:

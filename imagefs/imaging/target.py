@@ -12,22 +12,8 @@ from typing import Self, TypeVar
 from formats.files import open_file, sync, truncate, write_at, write_many
 from formats.mrimgx.encoder import Bytes
 from imagefs.errors import RefusedError, TargetWriteError
+from imagefs.machine.system_errors import ACCESS_DENIED, is_in_use, is_transient, windows_code
 
-# What may pass by itself: a network that is away for a moment, a drive that wakes up.
-_TRANSIENT = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EAGAIN", "EINTR", "EIO", "ETIMEDOUT", "ESTALE", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN",
-        "ENETUNREACH", "ENETRESET", "ECONNRESET", "ENOTCONN", "EBUSY", "ENOBUFS",
-    )
-    if hasattr(errno, name)
-)  # fmt: skip
-# The same by Windows' own numbers, which Python makes EINVAL, ENOENT or EACCES of ("System Error Codes"):
-# a share that is away, a drive that wakes up, a program that looks into the file.
-_TRANSIENT_CODES = frozenset((
-    21, 31, 32, 33, 51, 53, 54, 55, 57, 58, 59, 64, 71, 121, 170, 1117, 1231, 1232, 1236, 1237, 1450,
-))  # fmt: skip
-_IN_USE = (32, 33)  # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION
 _MOST_BUFFERS = 1024  # of one call
 _Written = TypeVar("_Written")
 
@@ -47,18 +33,11 @@ def write_error(error: OSError, path: Path) -> TargetWriteError:
         hint = "make room, then go on with --resume"
     elif error.errno == errno.EFBIG:
         hint = "the file system takes no file of this size: --split makes smaller ones"
-    elif windows_code(error) in _IN_USE:
+    elif is_in_use(error):
         hint = "another program has it open: end that, or have it leave this folder alone (a virus scanner)"
+    elif windows_code(error) == ACCESS_DENIED:
+        hint = "it is read-only, this user may not write there, or another program has it open"
     return TargetWriteError(error.strerror or str(error), path=path, hint=hint)
-
-
-def windows_code(error: OSError) -> int | None:
-    """Return Windows' own number of an error, None elsewhere."""
-    return getattr(error, "winerror", None)
-
-
-def _is_transient(error: OSError) -> bool:
-    return error.errno in _TRANSIENT or windows_code(error) in _TRANSIENT_CODES
 
 
 def with_retries(
@@ -73,7 +52,7 @@ def with_retries(
         try:
             return action()
         except OSError as error:
-            if not _is_transient(error) or tries <= 0:
+            if not is_transient(error) or tries <= 0:
                 raise write_error(error, path) from error
         wait(seconds)
         tries, seconds = tries - 1, seconds * 2

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats.files import move_new, open_file, read_at, replace_file, sync, sync_folder, truncate
+from formats.files import move_new, open_file, open_stream, read_at, replace_file, sync, sync_folder, truncate
 from formats.mrimgx.authentication import TAG_SIZE
 from formats.mrimgx.index import Elements
 from formats.mrimgx.layout import DELTA_ELEMENT
@@ -38,6 +38,7 @@ assert TAGGED_ELEMENT.itemsize == DELTA_ELEMENT.itemsize + TAG_SIZE
 _ROWS = 1 << 15
 _MOST_PENDING = 1 << 20  # bytes of records kept in memory
 _ONCE = Retries(0)
+_WHEN_LOOKED_AT = Retries(4, 0.1)  # by another program, which on Windows keeps files from going
 _JOB_KEYS = {
     "version": int, "source": str, "image_id": str, "file_number": int, "increment": int, "role": str,
     "created": int, "set_created": int, "guid": str, "name": str, "compression": str,
@@ -121,9 +122,9 @@ class Unfinished:
     def open(cls, folder: Path) -> "Unfinished":
         """Open the folder of a run that was interrupted; RefusedError when it tells nothing usable."""
         try:
-            job = json.loads((folder / "job.json").read_bytes())
+            job = _read(folder / "job.json")
             _check_job(job)
-            state = State.of(json.loads((folder / STATE).read_bytes()))
+            state = State.of(_read(folder / STATE))
         except OSError as error:
             raise RefusedError(
                 f"this unfinished backup can't be gone on with: {error.strerror}: {error.filename}",
@@ -191,7 +192,7 @@ class Unfinished:
         try:
             # The state goes first: what is left of a removal that was interrupted claims nothing.
             (self.folder / STATE).unlink(missing_ok=True)
-            shutil.rmtree(self.folder)
+            with_retries(lambda: shutil.rmtree(self.folder), _WHEN_LOOKED_AT, self.folder)
             sync_folder(self.folder.parent)
         except OSError as error:
             raise write_error(error, self.folder) from error
@@ -205,6 +206,12 @@ def find_unfinished(folder: Path) -> list[Path]:
 def is_unfinished(folder: Path) -> bool:
     """Whether a path is the folder of an unfinished run, by its name."""
     return _NAME.fullmatch(folder.name) is not None and folder.is_dir()
+
+
+def _read(path: Path) -> Any:
+    """Read a JSON file, which may be replaced meanwhile."""
+    with open_stream(path) as stream:
+        return json.loads(stream.read())
 
 
 def _replace(path: Path, document: Mapping[str, Any]) -> None:

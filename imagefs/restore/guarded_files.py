@@ -21,5 +21,12 @@ def refuse_other_than_file(target: Path, found: os.stat_result | None) -> None:
 def refuse_same_file(target: Path, found: os.stat_result | None, protected: Sequence[Path]) -> None:
     """Raise RefusedError for a target that is one of the files that are read."""
     for path in protected:
-        if found is not None and path.exists() and os.path.samestat(path.stat(), found):
+        if found is not None and path.exists() and _are_one(path, path.stat(), target, found):
             raise RefusedError("is the source itself", path=target, hint="name another target")
+
+
+def _are_one(path: Path, one: os.stat_result, other_path: Path, other: os.stat_result) -> bool:
+    """Whether two names are one file's; by the names where a network share of Windows tells no number."""
+    if one.st_ino and other.st_ino:
+        return os.path.samestat(one, other)
+    return os.path.normcase(path.resolve()) == os.path.normcase(other_path.resolve())

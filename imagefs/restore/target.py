@@ -27,10 +27,12 @@ from formats.files import (
 )
 from imagefs.errors import ImagingError, RefusedError, SourceReadError, TargetWriteError
 from imagefs.machine.sparse import allocated, make_sparse, punch_hole
+from imagefs.machine.system_errors import is_in_use
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _PAGE = mmap.PAGESIZE
 _ZEROS = 1 << 20  # bytes written at a time where a range is made zeros by writing
+_ROOT = "writing to a device needs root"
 UNFINISHED = ".unfinished"
 
 
@@ -250,6 +252,8 @@ def write_error(error: OSError, path: Path, offset: int | None = None) -> Imagin
     """Return the error of this package for one of the operating system."""
     where = "" if offset is None else f" at {offset}"
     hint = "free some room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    if is_in_use(error):
+        hint = "end the program that has it open"
     return TargetWriteError(f"can't be written{where}: {error.strerror or error}", path=path, hint=hint)
 
 
@@ -257,8 +261,10 @@ def cannot_open(error: OSError, path: Path) -> RefusedError:
     """Return the error for a target that the system does not let us write."""
     hint = {
         errno.EBUSY: "something uses it: unmount it, or end what holds it",
-        errno.EACCES: "writing to a device needs root",
-        errno.EPERM: "writing to a device needs root",
+        errno.EACCES: "see who may write there" if sys.platform == "win32" else _ROOT,
+        errno.EPERM: _ROOT,
         errno.ELOOP: "remove the link",
     }.get(error.errno or 0, "")
+    if is_in_use(error):
+        hint = "end the program that has it open: a virtual machine, say"
     return RefusedError(f"can't be opened for writing: {error.strerror or error}", path=path, hint=hint)

@@ -123,7 +123,7 @@ def starter_options(folder: Path, loader: str) -> list[str]:
         "endif",
         "endfor",
     ]
-    (drive / "startup.nsh").write_text("".join(f"{line}\r\n" for line in lines))
+    (drive / "startup.nsh").write_text("".join(f"{line}\r\n" for line in lines), newline="")
     node = {"driver": "vvfat", "node-name": "starter", "dir": str(drive), "read-only": True}
     # The firmware looks only at drives that are in the order of booting.
     return ["-blockdev", json.dumps(node), "-device", "usb-storage,drive=starter,bootindex=99"]

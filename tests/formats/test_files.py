@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from formats.files import (
     lock_file,
     move_new,
+    open_alone,
     open_file,
     open_stream,
     read_at,
@@ -58,7 +60,7 @@ def test_the_end_of_a_file(fd: int) -> None:
 
 
 def test_pieces_lie_one_behind_the_other(fd: int) -> None:
-    pieces = [b"", b"one", memoryview(b"two"), bytearray(b"three"), b""]
+    pieces: list[bytes | bytearray | memoryview] = [b"", b"one", memoryview(b"two"), bytearray(b"three"), b""]
     assert write_many(fd, pieces, 1000) == 11
     assert read_at(fd, 20, 995) == bytes(5) + b"onetwothree"
 
@@ -207,6 +209,49 @@ def test_a_file_takes_another_one_s_place(tmp_path: Path) -> None:
     replace_file(tmp_path / "next", tmp_path / "none yet")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["none yet", "old"]
     sync_folder(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "nt", reason="elsewhere nobody can be in the way")
+@pytest.mark.parametrize("place", ["new", "old"])
+def test_a_program_in_the_way_is_waited_for(tmp_path: Path, place: str) -> None:
+    """It has opened the file as most programs do: nobody can rename or delete it meanwhile."""
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "old").write_bytes(b"old")
+    with (tmp_path / place).open("rb") as stream:
+        timer = threading.Timer(0.5, stream.close)
+        timer.start()
+        replace_file(tmp_path / "new", tmp_path / "old")
+        timer.join()
+    assert (tmp_path / "old").read_bytes() == b"new"
+    (tmp_path / "next").write_bytes(b"next")
+    with (tmp_path / "old").open("rb") as stream:
+        with pytest.raises(PermissionError) as failed:
+            replace_file(tmp_path / "next", tmp_path / "old")
+        assert failed.value.filename == str(tmp_path / "old")
+        assert stream.read() == b"new"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["next", "old"]
+
+
+if sys.platform == "win32":
+    from formats.files_windows import SHARING_VIOLATION, open_unwritten
+
+    def test_nobody_writes_to_what_is_held(tmp_path: Path) -> None:
+        """Source: Microsoft, "Creating and Opening Files", its table of what goes together."""
+        path = tmp_path / "disk"
+        path.write_bytes(b"disk")
+        held = open_unwritten(path)
+        with pytest.raises(PermissionError) as failed:
+            open_file(path, os.O_RDWR)
+        assert failed.value.winerror == SHARING_VIOLATION
+        assert path.read_bytes() == b"disk"
+        os.close(held)
+        for first in (open_file, open_alone):
+            opened = first(path, os.O_RDWR)
+            for again in (open_unwritten, lambda path: open_alone(path, os.O_RDWR)):
+                with pytest.raises(PermissionError) as failed:
+                    again(path)
+                assert failed.value.winerror == SHARING_VIOLATION
+            os.close(opened)
 
 
 def test_long_paths(tmp_path: Path) -> None:
