@@ -111,7 +111,7 @@ def describe_device(api: Api, target: Path, sector_size: int | None = None) -> D
         raise cannot_open(error, target) from error
     identity = known.identity
     found = Description(
-        path=str(target) if volume is None else volume.title,
+        path=known.path if volume is None else volume.title,
         kind="disk" if volume is None else "partition",
         size=known.size if volume is None else volume.size,
         model=identity.product or identity.description,

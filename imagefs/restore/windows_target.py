@@ -166,7 +166,7 @@ def open_target(api: Api, path: Path, *, sleep: Callable[[float], None] = time.s
     with ExitStack() as owned:
         try:
             if number is not None:
-                handle = _opened(api, str(path), owned)
+                handle = _opened(api, disks.disk_path(number), owned)
                 there = [
                     one for one in volumes.all_volumes(api) if any(e.disk == number for e in one.extents)
                 ]

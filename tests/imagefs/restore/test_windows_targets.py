@@ -439,3 +439,10 @@ def test_one_that_is_another_meanwhile(machine: Machine, gpt: Saved) -> None:
         with pytest.raises(RefusedError, match="no more the device"):
             planned.run()
     machine.windows.assert_let_go()
+
+
+def test_a_name_that_pathlib_ends_with_a_backslash(machine: Machine) -> None:
+    """So it does on Windows, where the name is that of a share; CreateFile would open a folder by it."""
+    with open_target(machine.windows, Path(DISK + "\\")) as target:
+        assert target.size == machine.target.stat().st_size
+    machine.windows.assert_let_go()
