@@ -1,6 +1,6 @@
 """``imagefs disks``: the machine's disks, and what is on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
 
@@ -60,7 +60,7 @@ def _lines(disk: Disk) -> Iterator[str]:
                 name_text(part.label or part.name),
                 str(part.offset),
                 size_text(part.size),
-                name_text(", ".join(part.mount_points)),
+                _places(part.mount_points),
                 name_text(", ".join(filter(None, notes))),
             )
         )
@@ -82,9 +82,13 @@ def _encryption(known: Encryption) -> str:
     return f"{known.kind}: {known.state}"
 
 
+def _places(mount_points: Sequence[str]) -> str:
+    return name_text(", ".join(place.removesuffix("\\") for place in mount_points))
+
+
 def _loose_row(volume: LooseVolume) -> tuple[str, ...]:
     return (
-        name_text(", ".join(volume.mount_points) or volume.path),
+        _places(volume.mount_points) or name_text(volume.path),
         name_text(volume.file_system),
         name_text(volume.label),
         size_text(volume.size),

@@ -170,7 +170,9 @@ class _Listing:
 def _table(known: PhysicalDisk, raw: DeviceReader | None) -> _Table:
     """Return a disk's table as it is on it, numbered as images are; else as Windows tells it."""
     told = known.layout
-    windows = _Table(told.scheme, told.disk_id, told.entries) if told is not None else _Table("", "", ())
+    windows = _Table("", "", ())
+    if told is not None and all(entry.offset for entry in told.entries):  # else the disk itself is a volume
+        windows = _Table(told.scheme, told.disk_id, told.entries)
     if raw is None:
         return windows
     try:

@@ -51,6 +51,7 @@ class Disk:
     bus: int = 11  # BusTypeSata
     removable: bool = False
     has_alignment: bool = True
+    has_table: bool = True  # else it is a volume, which Windows shows as its one partition
     bad: set[int] = field(default_factory=set)  # logical sectors that can't be read
     gone_after: int | None = None  # reads that are answered before it is pulled out
     problems: dict[str, int] = field(default_factory=dict)
@@ -376,6 +377,11 @@ def sfdisk(path: Path) -> dict[str, Any]:
 def drive_layout(disk: Disk) -> bytes:
     """DRIVE_LAYOUT_INFORMATION_EX of what sfdisk reads."""
     assert disk.path is not None
+    if not disk.has_table:
+        entry = struct.pack(
+            "<I4xqqI??2xB??xI16s88x", 0, 0, disk.size, 1, False, False, 6, False, True, 0, b""
+        )
+        return struct.pack("<III36x", 0, 1, 1) + entry
     table = sfdisk(disk.path)
     if not table:
         return struct.pack("<II40x", 2, 0) + bytes(144)  # PARTITION_STYLE_RAW
