@@ -183,13 +183,40 @@ def test_what_another_program_has_open_stays(tmp_path: Path) -> None:
     (tmp_path / "locked").write_bytes(b"mine")
     (tmp_path / "locked").chmod(stat.S_IREAD)
     with (tmp_path / "file").open("rb"), (tmp_path / "locked").open("rb"):
-        result = copy({"file": b"new", "locked": b"new", "other": b"new"}, tmp_path, overwrite=True)
+        content: dict[str, object] = {"file": b"new", "locked": b"new", "other": b"new"}
+        result = copy(
+            content, tmp_path, overwrite=True, file=READ_ONLY
+        )  # what was made goes again all the same
     assert len(result.failures) == 2
     assert all("another program has it open" in failure for failure in result.failures)
     assert (tmp_path / "file").read_bytes() == (tmp_path / "locked").read_bytes() == b"mine"
     assert (tmp_path / "locked").stat().st_file_attributes & READ_ONLY
     assert (tmp_path / "other").read_bytes() == b"new"
     assert names(tmp_path) == {"file", "locked", "other"}
+
+
+def test_what_came_in_between_stays(tmp_path: Path) -> None:
+    made, target = tmp_path / "made", tmp_path / "target"
+    made.write_bytes(b"new")
+    target.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        copies_windows.put(made, target, overwrite=False)
+    assert (made.read_bytes(), target.read_bytes()) == (b"new", b"mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("C:\\a folder\\x", "\\\\?\\C:\\a folder\\x"),
+        ("C:/a/../b", "\\\\?\\C:\\b"),
+        ("\\\\server\\share\\x", "\\\\?\\UNC\\server\\share\\x"),
+        ("\\\\?\\C:\\x", "\\\\?\\C:\\x"),
+        ("\\\\?\\UNC\\server\\share\\x", "\\\\?\\UNC\\server\\share\\x"),
+    ],
+)
+def test_the_form_of_a_target(given: str, wanted: str) -> None:
+    """As Microsoft's "Maximum Path Length Limitation" and "File path formats on Windows systems" have it."""
+    assert str(copies_windows.target_path(given)) == wanted
 
 
 def test_a_file_over_a_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,6 +155,30 @@ def test_the_drive_is_opened() -> None:
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
     assert shell_mount.mount(["full.mrimgx"], pytest.fail, opened.append, lambda _: command) == 0
     assert opened == ["R:\\"]
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="for Windows")
+def test_the_registry_itself() -> None:
+    def asked(key: str) -> tuple[int, str]:
+        done = subprocess.run(["reg", "query", rf"HKCU\{key}", "/s"], capture_output=True, check=False)
+        return done.returncode, done.stdout.decode("utf-8", "replace")
+
+    keys = (r"Software\Classes", r"Software\imagefs")
+    before = [asked(key) for key in keys]
+    if before[1][0] == 0:
+        pytest.skip("imagefs is in the menu already")
+    try:
+        done = run_imagefs("shell-register")
+        assert (done.code, done.errors) == (0, "")
+        code, found = asked(rf"{VERB}\command")
+        assert code == 0
+        assert "REG_SZ" in found
+        assert '-P -m imagefs.shell_mount "%1"' in found
+        assert asked(keys[0]) != before[0]
+    finally:
+        done = run_imagefs("shell-register", "--remove")
+    assert (done.code, done.text.strip()) == (0, "taken out of Explorer")
+    assert [asked(key) for key in keys] == before
 
 
 def test_another_system_has_no_explorer() -> None:
