@@ -67,11 +67,7 @@ class Mechanism:
 
 MECHANISMS = {  # in the order of preference
     "devfuse": Mechanism("mounters.devfuse_mount", ("linux",), ""),
-    "winfsp": Mechanism(
-        "mounters.winfsp_mount",
-        ("win32",),
-        "pip install imagefs[windows], with Python 3.11; winfspy has no wheels for later ones",
-    ),
+    "winfsp": Mechanism("mounters.winfsp_mount", ("win32",), ""),  # it says itself what to install
     "mfusepy": Mechanism(
         "mounters.fusepy_windows" if sys.platform == "win32" else "mounters.fusepy_mount",
         ("linux", "darwin", "freebsd", "win32"),
@@ -92,7 +88,7 @@ def _missing(name: str) -> str:
     try:
         importlib.import_module(mechanism.module)
     except ImportError as error:
-        return f"{name} is not installed ({error}): {mechanism.install}"
+        return f"{name} is not installed ({error})" + (f": {mechanism.install}" if mechanism.install else "")
     except (OSError, AttributeError, NotImplementedError, RuntimeError) as error:  # it is loaded on import
         return f"{name} finds no FUSE library ({error}): {_library_hint()}"
     return ""

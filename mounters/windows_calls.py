@@ -24,6 +24,10 @@ class Calls(ABC):
         """Return the SID of this process' user."""
 
     @abstractmethod
+    def is_elevated(self) -> bool:
+        """Tell whether this process runs "as administrator", unlike the user's other programs."""
+
+    @abstractmethod
     def create_event(self, name: str, descriptor: str) -> int | None:
         """Create a named event with a descriptor in SDDL; None when the name is taken."""
 
@@ -80,7 +84,8 @@ if sys.platform == "win32":
     _NO_NETWORK = 1222
     _EVENT_MODIFY_STATE, _SYNCHRONIZE = 0x0002, 0x00100000  # winnt.h
     _PAGE_READWRITE, _FILE_MAP_READ, _FILE_MAP_WRITE = 0x04, 0x0004, 0x0002
-    _TOKEN_QUERY, _TOKEN_USER = 0x0008, 1
+    _TOKEN_QUERY, _TOKEN_USER, _TOKEN_ELEVATION_TYPE = 0x0008, 1, 18
+    _ELEVATED = 2  # TokenElevationTypeFull: of two tokens of a user the greater one
     _PROCESS_TERMINATE = 0x0001
     _INFINITE = 0xFFFFFFFF
     _SDDL_REVISION = 1
@@ -163,23 +168,29 @@ if sys.platform == "win32":
             code = _mpr.WNetGetConnectionW(f"{letter}:", name, ctypes.byref(_DWORD(len(name))))
             return code not in (_NOT_CONNECTED, _BAD_DEVICE, _NO_NETWORK)
 
-        def user(self) -> str:
+        def _token(self, kind: int) -> "ctypes.Array[ctypes.c_char]":
+            """Return what this process' token tells, GetTokenInformation."""
             token = _HANDLE()
             if not _advapi.OpenProcessToken(_kernel.GetCurrentProcess(), _TOKEN_QUERY, ctypes.byref(token)):
                 raise _error()
+            buffer = ctypes.create_string_buffer(1024)
             try:
-                buffer = ctypes.create_string_buffer(1024)  # TOKEN_USER: a pointer to the SID behind it
-                got = _advapi.GetTokenInformation(
-                    token, _TOKEN_USER, buffer, len(buffer), ctypes.byref(_DWORD())
-                )
+                got = _advapi.GetTokenInformation(token, kind, buffer, len(buffer), ctypes.byref(_DWORD()))
                 if not got:
-                    raise _error()
-                text = wintypes.LPWSTR()
-                sid = ctypes.c_void_p.from_buffer(buffer)
-                if not _advapi.ConvertSidToStringSidW(sid, ctypes.byref(text)):
                     raise _error()
             finally:
                 _kernel.CloseHandle(token)
+            return buffer
+
+        def is_elevated(self) -> bool:
+            return int.from_bytes(self._token(_TOKEN_ELEVATION_TYPE).raw[:4], "little") == _ELEVATED
+
+        def user(self) -> str:
+            buffer = self._token(_TOKEN_USER)  # a pointer to the SID, which lies behind it
+            text = wintypes.LPWSTR()
+            sid = ctypes.c_void_p.from_buffer(buffer)
+            if not _advapi.ConvertSidToStringSidW(sid, ctypes.byref(text)):
+                raise _error()
             try:
                 return str(text.value)
             finally:

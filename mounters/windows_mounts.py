@@ -115,6 +115,16 @@ def probe(path: str, timeout: float = 2.0) -> int | None:
     return answers[0] if answers else None
 
 
+def is_hidden(mountpoint: str) -> bool:
+    r"""Tell whether the user's other programs, Explorer among them, don't see a mount of this process.
+
+    Letters belong to a logon, and an administrator's elevated programs have one of their own ("Defining an
+    MS-DOS device name", Microsoft).
+    """
+    is_own = drive_letter(mountpoint) != "" and not mountpoint.startswith("\\")
+    return is_own and _windows().is_elevated()
+
+
 def winfsp_problem() -> str:
     """Return what to install where WinFsp is missing; "" when it is there."""
     return "" if _windows().winfsp_folder() else "WinFsp is missing: install it from https://winfsp.dev"

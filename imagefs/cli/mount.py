@@ -18,6 +18,7 @@ from imagefs.cli.common import (
     given_password,
     opened,
     output,
+    say,
     tree_path,
 )
 from imagefs.cli.volumes import Deleted, RawEfs, VolumeKeys, volume_options
@@ -25,6 +26,7 @@ from imagefs.drive_identity import drive_identity
 from imagefs.filesystems import VolumeOptions
 from imagefs.source import Source
 from mounters.controller import MECHANISMS, MountOptions, report_ready, serve, start_in_background
+from mounters.windows_mounts import is_hidden
 from mounters.winfsp_binding import NOTICE
 
 ON_WINDOWS = sys.platform == "win32"
@@ -180,3 +182,8 @@ def _tell(source: Path, mountpoint: str) -> None:
     )
     if ON_WINDOWS:
         output.print(NOTICE, markup=False)
+        if is_hidden(mountpoint):
+            say(
+                f"{mountpoint} is seen by programs that run as administrator alone; "
+                rf"mount at \\.\{mountpoint} to have all see it"
+            )

@@ -233,6 +233,14 @@ def test_who_serves_no_more_is_not_asked(windows: ModelOfWindows) -> None:
     assert windows.events == {}
 
 
+def test_who_sees_a_letter(windows: ModelOfWindows) -> None:
+    assert not windows_mounts.is_hidden("X:")
+    windows.elevated = True
+    assert windows_mounts.is_hidden("X:")
+    assert not windows_mounts.is_hidden("\\\\.\\X:")
+    assert not windows_mounts.is_hidden("C:\\mnt")
+
+
 def test_winfsp_that_is_missing(windows: ModelOfWindows) -> None:
     assert windows_mounts.winfsp_problem() == ""
     windows.winfsp_folder = lambda: ""  # type: ignore[method-assign]

@@ -23,6 +23,7 @@ class ModelOfWindows(Calls):
         self.letters = set(letters)
         self.kept = set(kept)
         self.sid = "S-1-5-21-1-2-3-1001"
+        self.elevated = False
         self.descriptors: list[str] = []
         self.events: dict[str, Event] = {}
         self.numbers: dict[str, tuple[str, int]] = {}
@@ -36,6 +37,9 @@ class ModelOfWindows(Calls):
 
     def is_remembered(self, letter: str) -> bool:
         return letter in self.kept
+
+    def is_elevated(self) -> bool:
+        return self.elevated
 
     def user(self) -> str:
         return self.sid
