@@ -59,10 +59,16 @@ class Windows:
 
     @contextmanager
     def started(
-        self, *arguments: str | Path, password: str | None = None, folder: Path | None = None
+        self,
+        *arguments: str | Path,
+        password: str | None = None,
+        folder: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Iterator["subprocess.Popen[bytes]"]:
         """Start the interpreter, and end it."""
-        given = {} if password is None else {"IMAGEFS_PASSWORD": password}
+        given = dict(environment or {})
+        if password is not None:
+            given["IMAGEFS_PASSWORD"] = password
         with subprocess.Popen(
             self.wine.command(*_words(arguments)),
             stdin=subprocess.PIPE,

@@ -366,6 +366,11 @@ EXPORT void test_driver_is_missing(int missing)
     driver_is_missing = missing;
 }
 
+EXPORT int test_is_driver_missing(void)
+{
+    return driver_is_missing;
+}
+
 EXPORT void test_letters_in_use(uint32_t bits)
 {
     letters = bits;

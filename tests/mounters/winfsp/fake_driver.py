@@ -340,6 +340,7 @@ class Volume:
             raise NtError(status, f"Read {handle.name} at {offset}")
         if not done[0] and length:
             self.faults.add(f"Read of {handle.name} at {offset}: no bytes and no end of file")
+            raise NtError(Status.UNEXPECTED_IO_ERROR, f"endless reading of {handle.name}")
         return data
 
     def security(self, handle: Handle) -> Any:

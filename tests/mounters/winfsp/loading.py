@@ -6,10 +6,10 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from fixtures.winfspy_wheel import winfspy_folder
@@ -54,10 +54,19 @@ def load_winfspy() -> Loaded:
     return _loaded
 
 
+def _imported() -> AbstractContextManager[FakeLibrary]:
+    if sys.platform == "win32":
+        from tests.mounters.winfsp.stub_library import load_stub
+
+        # The same to all tests but those of the stand-in itself.
+        return nullcontext(cast("FakeLibrary", load_stub()))
+    return load_winfspy().imported()
+
+
 @contextmanager
 def fresh_library() -> Iterator[FakeLibrary]:
     """Give the library with clean accounts; what was wrong, or is left behind at the end, is a failure."""
-    with load_winfspy().imported() as library:
+    with _imported() as library:
         library.begin()
         yield library
         left = library.end()
@@ -93,7 +102,7 @@ def _load(folder: Path) -> Loaded:
 class OwnOs:
     """``os`` for winfspy's mount, which asks whether the mount point is there."""
 
-    def __init__(self, library: FakeLibrary) -> None:
+    def __init__(self, library: Any) -> None:
         self._library = library
 
     def stat(self, mountpoint: str) -> object:

@@ -385,3 +385,12 @@ def test_upper_case_as_windows_has_it() -> None:
         differing += plain != nt.upper(character)
     assert differing == 54
     assert nt.upper("straße ÿ 𐐨") == "STRAßE Ÿ 𐐨"
+
+
+def test_reads_that_never_end(library: FakeLibrary) -> None:
+    with (
+        mounted(library, operations(read=lambda *_: b"")) as volume,
+        refused(Status.UNEXPECTED_IO_ERROR),
+    ):
+        volume.content("\\a")
+    caught(library, "no bytes and no end of file")
