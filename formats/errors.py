@@ -26,7 +26,10 @@ class ReportedError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        place = f"{self.path}: " if self.path is not None else ""
+        name = str(self.path)
+        if name.startswith("\\\\.\\"):
+            name = name.rstrip("\\")  # which Windows' pathlib puts behind a device
+        place = f"{name}: " if self.path is not None else ""
         hint = f" ({self.hint})" if self.hint else ""
         return f"{place}{self.what}{hint}"
 

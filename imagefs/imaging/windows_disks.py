@@ -151,7 +151,7 @@ class _Opening:
         known: PhysicalDisk = self._known
         sizes = (self._wanted.sector_size or known.sector_size, known.physical_sector_size)
         return make_disk(
-            self._wanted, str(reader.path), known.number, reader, (sizes[0], max(sizes)), known.identity,
+            self._wanted, reader.name, known.number, reader, (sizes[0], max(sizes)), known.identity,
             removable=known.removable,
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ class DeviceReader(BlockReader):
 
     def __init__(self, api: Api, path: str, *, unit: int = 512, direct: bool = False) -> None:
         self.path = Path(path)
-        self._name = path
+        self.name = path
         self._api = api
         self._unit = unit
         self._buffers = threading.local()
@@ -88,7 +88,7 @@ class DeviceReader(BlockReader):
         except ApiError as error:
             length = len(buffer)
             place, lost = self._narrow(offset, length) if error.code in _LOCAL else (offset, length)
-            raise read_error(error, self._name, place, lost) from error
+            raise read_error(error, self.name, place, lost) from error
 
     def _read_range(self, offset: int, buffer: memoryview) -> None:
         """Read a range by whole units; raises ApiError, and SourceReadError where the device ends in it."""
