@@ -1,9 +1,12 @@
 """Upper case as the kernel of Windows has it: each UTF-16 unit for itself, so that lengths stay.
 
-``RtlUpcaseUnicodeChar`` ([MS-UCODEREF], section 3.1.5.3) knows fewer characters than Unicode and some that
-become two there. What follows is Unicode's one-to-one mapping but for the differences, which were found by
-comparison with wine's table (l_intl.nls).
+Windows is asked for its own table (``RtlUpcaseUnicodeChar``), which grows with its versions. Elsewhere there
+is one like it: Unicode's one-to-one mapping ([MS-UCODEREF], section 3.1.5.3) but for the differences, which
+were found by comparison with wine's table (l_intl.nls).
 """
+
+import sys
+from functools import cache
 
 _LAST_UNIT = 0xFFFF
 _KEPT = (  # Unicode has an upper case for them, Windows does not
@@ -15,23 +18,29 @@ _TITLE = (  # Unicode's full upper case is two characters long; Windows takes th
 )
 
 
-def _table() -> dict[int, str]:
-    """Return the upper case of every unit that has another one."""
-    table = {}
-    for code in range(0x80, _LAST_UNIT + 1):
-        upper = chr(code).upper()
-        if len(upper) == 1 and ord(upper) != code and ord(upper) <= _LAST_UNIT:
-            table[code] = upper
+def unicode_table() -> dict[int, str]:
+    """Return the upper case of every unit that has another one, as Python knows Unicode."""
+    table = {code: chr(code).upper() for code in range(_LAST_UNIT + 1)}
     for code in _KEPT:
-        table.pop(code, None)
+        del table[code]
     table.update({code: chr(code).title() for code in _TITLE})
-    table.update({code: chr(code).upper() for code in range(0x61, 0x7B)})
-    return table
+    return {code: upper for code, upper in table.items() if upper != chr(code) and len(upper) == 1}
 
 
-_TABLE = _table()
+if sys.platform == "win32":
+    import ctypes
+
+    @cache
+    def _table() -> dict[int, str]:
+        upcase = ctypes.WinDLL("ntdll").RtlUpcaseUnicodeChar
+        upcase.argtypes, upcase.restype = [ctypes.c_uint16], ctypes.c_uint16
+        table = ((code, upcase(code)) for code in range(_LAST_UNIT + 1))
+        return {code: chr(upper) for code, upper in table if upper != code}
+
+else:
+    _table = cache(unicode_table)
 
 
 def fold(name: str) -> str:
     """Return a name in Windows' upper case: names with the same one are one name."""
-    return name.upper() if name.isascii() else name.translate(_TABLE)
+    return name.upper() if name.isascii() else name.translate(_table())
