@@ -134,11 +134,15 @@ def put(made: Path, target: Path, *, overwrite: bool) -> None:
         _patiently(lambda: made.rename(target))
         return
     try:
-        _patiently(lambda: made.replace(target))
-    except PermissionError as error:
+        made.replace(target)
+    except PermissionError:
         if target.is_dir() and not target.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from error
-        if not _replace_read_only(made, target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+        if _replace_read_only(made, target):
+            return
+        try:
+            _patiently(lambda: made.replace(target))
+        except PermissionError as error:
             said = "it can't be replaced: another program has it open, or this user may not"
             raise PermissionError(errno.EACCES, said) from error
 
