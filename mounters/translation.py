@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import stat
 import threading
 
@@ -165,7 +164,7 @@ def kernel_name(name: str) -> bytes | None:
     One bad name among a directory's entries would make the kernel refuse all of them.
     """
     try:
-        encoded = os.fsencode(name)
+        encoded = name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         encoded = b""
     if not encoded or b"/" in encoded or b"\0" in encoded or encoded in (b".", b".."):
@@ -182,7 +181,7 @@ def attribute_names(tree: Tree, inode: int) -> list[bytes]:
     shown = []
     for name in tree.extended_attributes(inode):
         try:
-            encoded = os.fsencode(name)
+            encoded = name.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
             encoded = b""
         if not encoded or b"\0" in encoded or len(encoded) > LONGEST_ATTRIBUTE_NAME:

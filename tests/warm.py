@@ -19,6 +19,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows forks nothing, but reads this file
 _POINTS = ("fsync", "fdatasync", "link", "unlink", "replace", "rename", "rmdir", "ftruncate")
 
 
@@ -36,7 +37,7 @@ class Warm:
         die_at: int = 0,
         after: float = 0,
         begun: Path | None = None,
-        number: int = signal.SIGKILL,
+        number: int = _KILL,
     ) -> int:
         """Run the command line; return its exit code, or minus the signal that ended it.
 

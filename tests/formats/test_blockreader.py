@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from formats import blockreader, files
 from formats.blockreader import (
     BlockCache,
     BlockReader,
@@ -115,8 +116,10 @@ def test_nested_readers(seed: int, tmp_path: Path) -> None:
 def test_file_reader_puts_short_reads_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random.Random(2).randbytes(50_000)
     (tmp_path / "file").write_bytes(data)
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, min(length, 1000), offset))
+    real = files.read_at
+    monkeypatch.setattr(
+        blockreader, "read_at", lambda fd, length, offset: real(fd, min(length, 1000), offset)
+    )
     with FileReader(tmp_path / "file") as reader:
         assert reader.read_at(10, 49_000) == data[10:49_010]
 
@@ -135,16 +138,17 @@ def test_truncated_file_is_damage(left: int, tmp_path: Path) -> None:
 
 
 def test_file_errors_are_read_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ReadError, match="No such file") as caught:
+    with pytest.raises(ReadError, match=r"absent: .+") as caught:
         FileReader(tmp_path / "absent")
     assert caught.value.path == tmp_path / "absent"
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
     (tmp_path / "file").write_bytes(bytes(5000))
 
     def fail(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
     with FileReader(tmp_path / "file") as reader:
-        monkeypatch.setattr(os, "pread", fail)
+        monkeypatch.setattr(blockreader, "read_at", fail)
         with pytest.raises(ReadError, match=r"Input/output error at 7\+3"):
             reader.read_at(7, 3)
         monkeypatch.undo()

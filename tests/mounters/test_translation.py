@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_captured_stderr() -> None:
     assert captured.text == "fuse: no"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a table of Linux")
 def test_mount_points_with_blanks_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_bytes(

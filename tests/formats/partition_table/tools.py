@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def device(path: Path, sector_size: int) -> Iterator[Path]:
     if sector_size == 512:
         yield path
         return
-    if os.geteuid() != 0:
+    if sys.platform == "win32" or os.geteuid() != 0:
         pytest.skip(f"sectors of {sector_size} bytes need a loop device, and that needs root")
     loop = run("losetup", "--show", "-f", "-b", str(sector_size), path).strip()
     try:
