@@ -24,7 +24,7 @@ _ID = re.compile(r"\{[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}")
 _TIME = re.compile(r"(\d{14}\.\d{6})([+-]\d{3})")
 _IN_PROGRESS = 9
 
-_EVENTS = "see what VSS and volsnap say in Windows' event log"
+_EVENTS = "see what VSS and volsnap say in Windows' event log, and that the services VSS and swprv may run"
 _ADMINISTRATOR = "start the command line as an administrator"
 # What Create returns: what is wrong, and what helps.
 _RETURNED = {

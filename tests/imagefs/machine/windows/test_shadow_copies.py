@@ -260,6 +260,24 @@ def test_an_unfinished_backup_gets_the_same_copies_again(
     assert records(machine) == []
 
 
+def test_copies_that_are_read_again_have_an_owner(
+    machine: Machine, volumes: dict[str, str], tmp_path: Path
+) -> None:
+    shadows = taken(machine, volumes)
+    state = unfinished(tmp_path)
+    shadows.needed_by(state)
+    shadows.close()
+    machine.dead = {"this"}
+    machine.process = "second"
+    later = take_again(shadows.id, machine)
+    state.unlink()  # complete, and not yet closed
+    machine.process = "third"
+    remove_leftovers(machine)
+    assert len(machine.shadows) == 2
+    later.close()
+    assert machine.shadows == []
+
+
 def test_copies_that_are_gone_can_not_be_gone_on_with(
     machine: Machine, volumes: dict[str, str], tmp_path: Path
 ) -> None:

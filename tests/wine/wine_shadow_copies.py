@@ -1,0 +1,44 @@
+"""Shadow copies by the real pywin32, as far as wine's management instrumentation goes: it knows none."""
+
+import json
+from pathlib import Path
+
+from tests.wine.windows import Windows
+
+# Asks wine's WMI as the product does, and says what came of it.
+ASK = r"""
+import json, os, sys
+from imagefs.errors import SnapshotError
+from imagefs.machine.windows.shadow_copies import running_system, take
+from imagefs.machine.windows.wmi import Wmi
+
+system = running_system()
+told = {}
+for name, call in (
+    ("take", lambda: take({"\\\\?\\Volume{00000000-0000-0000-0000-000000000043}\\": "C:"}, system)),
+    ("delete", lambda: Wmi(system).delete("{00000000-0000-0000-0000-000000000001}")),
+):
+    try:
+        call()
+    except SnapshotError as error:
+        told[name] = [str(error), error.exit_code]
+with system.initialized():
+    disks = system.services().ExecQuery("SELECT * FROM Win32_DiskDrive")
+    told["disks"] = [str(disk.Properties_.Item("DeviceID").Value) for disk in disks]
+    del disks
+me = system.myself()
+told["alive"] = [system.is_alive(me), system.is_alive(me | {"started": "1"}), me["pid"] == os.getpid()]
+with open(sys.argv[1], "w") as answer:
+    json.dump(told, answer)
+"""
+
+
+def test_a_windows_without_shadow_copies_says_so(wine: Windows, tmp_path: Path) -> None:
+    answer = tmp_path / "answer.json"
+    with wine.started("-c", ASK, answer) as process:
+        process.wait(timeout=60)  # services that it has wine start keep its pipes open
+    told = json.loads(answer.read_text())
+    what = "Windows' shadow copies (VSS) are not there (image it as it is with --live)"
+    assert told["take"] == told["delete"] == [what, 7]
+    assert all("PHYSICALDRIVE" in disk.upper() for disk in told["disks"])  # the calls themselves work
+    assert told["alive"] == [True, False, True]
