@@ -225,6 +225,36 @@ def test_a_mounted_volume_is_read_from_its_shadow_copy(tmp_path: Path, run_windo
     assert running.shadows.calls.count("Create") == 2
 
 
+def test_shadow_copies_of_an_unfinished_backup_are_read_again(tmp_path: Path, run_windows: Run) -> None:
+    built = noise_disk(tmp_path, "basic")
+    data = noise(0, 0, MIB)
+    state = tmp_path / "sets" / "unfinished" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    running = run_windows({0: Disk(built.path)})
+    running.add(built, 1, "C:\\", "NTFS")
+    with open_source(Path(DRIVE)) as source:
+        assert source.snapshots is not None
+        source.snapshots.needed_by(state)
+        kept = source.snapshots.id
+    overwrite(built, 1)
+    assert len(running.shadows.shadows) == 1
+    with open_source(Path(DRIVE), snapshots=kept) as source:
+        assert source.disks[0].partitions[0].reader.read_at(0, MIB) == data
+        source.check()
+        state.unlink()
+    assert running.shadows.calls.count("Create") == 1
+
+
+def test_a_shadow_copy_that_is_lost_meanwhile(tmp_path: Path, run_windows: Run) -> None:
+    built = noise_disk(tmp_path, "basic")
+    running = run_windows({0: Disk(built.path)})
+    running.add(built, 1, "C:\\", "NTFS")
+    with pytest.raises(SnapshotError, match="gone"), open_source(Path(DRIVE), live=True) as source:
+        running.shadows.lose(running.shadows.shadows[0]["ID"])
+        source.check()
+
+
 def test_shadow_copies_are_removed_when_imaging_fails(tmp_path: Path, run_windows: Run) -> None:
     built = noise_disk(tmp_path, "basic", "linux")
     second = built.partition(2)

@@ -1,6 +1,7 @@
 """Reading devices of Windows: every range, whole sectors only, and the exact unit that fails."""
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,9 +54,17 @@ def test_whole_physical_sectors_are_read_but_at_the_end(file: Path) -> None:
     assert [read[1:] for read in windows.reads] == [(4096, 4096), (9 * MIB, 512)]
 
 
-def test_many_threads(file: Path) -> None:
+def test_many_threads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = file.read_bytes()
     windows = Windows({0: Disk(file)})
+    at_once = windows.read_file
+
+    def slowly(handle: int, offset: int, buffer: memoryview) -> int:
+        got = at_once(handle, offset, buffer)
+        time.sleep(0.002)  # what is read lies there while others read
+        return got
+
+    monkeypatch.setattr(windows, "read_file", slowly)
 
     def read(seed: int) -> bool:
         chance = random.Random(seed)
