@@ -1,7 +1,6 @@
 """Listings: pages, markers, dots, order."""
 
 import random
-import time
 from typing import Any
 
 import pytest
@@ -37,9 +36,7 @@ class LargeTree(SmallTree):
 def test_fifty_thousand_entries(library: FakeLibrary) -> None:
     tree = LargeTree()
     with mounted(library, tree) as volume:
-        start = time.monotonic()
         found = volume.list("\\")
-        seconds = time.monotonic() - start
         calls = volume.calls.count("ReadDirectory")
         assert len(found) == LARGE
         assert {entry.name: entry.info.size for entry in found} == {
@@ -47,7 +44,6 @@ def test_fifty_thousand_entries(library: FakeLibrary) -> None:
         }
         size = sum(104 + 2 * nt.units(entry.name) + 7 & ~7 for entry in found)
         assert calls <= size / (PAGE - 700) + 2, "every page is full"
-        assert seconds < 20
 
 
 def test_a_listing_again_and_in_parts(library: FakeLibrary) -> None:
