@@ -6,6 +6,13 @@ Sources: [MS-ERREF] 2.3.1 NTSTATUS Values; [MS-DTYP] 2.4.3 ACCESS_MASK; "File Ac
 
 import sys
 from enum import IntEnum, IntFlag
+from functools import cache
+
+if sys.platform == "win32":
+    import ctypes
+
+    _upcase = ctypes.WinDLL("ntdll").RtlUpcaseUnicodeChar
+    _upcase.argtypes, _upcase.restype = [ctypes.c_uint16], ctypes.c_uint16
 
 
 class Status(IntEnum):
@@ -139,22 +146,16 @@ _FOLDED = {
 
 def upper(name: str) -> str:
     """Return a name in the upper case of the driver: each UTF-16 unit for itself, of the same length."""
-    if sys.platform == "win32":  # there it can be asked
-        import ctypes
-
-        upcase = ctypes.WinDLL("ntdll").RtlUpcaseUnicodeChar
-        upcase.argtypes, upcase.restype = [ctypes.c_uint16], ctypes.c_uint16
-        units = name.encode("utf-16-le", "surrogatepass")
-        folded = (
-            upcase(int.from_bytes(units[at : at + 2], "little")).to_bytes(2, "little")
-            for at in range(0, len(units), 2)
-        )
-        return b"".join(folded).decode("utf-16-le", "surrogatepass")
     return "".join(map(_upper, name))
 
 
+@cache
 def _upper(character: str) -> str:
-    if character in _NOT_FOLDED or ord(character) > 0xFFFF:
+    if ord(character) > 0xFFFF:  # two units without a case
+        return character
+    if sys.platform == "win32":  # where it can be asked
+        return chr(_upcase(ord(character)) & 0xFFFF)
+    if character in _NOT_FOLDED:
         return character
     if character in _FOLDED:
         return _FOLDED[character]

@@ -1,5 +1,6 @@
 """Opening, finding, what is said of files; which status for what."""
 
+import errno
 import threading
 from typing import Any
 
@@ -210,7 +211,7 @@ class Failing(SmallTree):
     [
         (DamagedBlockError("bad hash"), (Status.FILE_CORRUPT_ERROR, Status.CRC_ERROR)),
         (OSError(5, "Input/output error"), (Status.IO_DEVICE_ERROR,)),
-        (OSError(113, "No route to host"), (Status.HOST_UNREACHABLE,)),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), (Status.HOST_UNREACHABLE,)),
         (OSError(13, "Permission denied"), (Status.ACCESS_DENIED,)),
         (RuntimeError("a fault of the tree"), (Status.IO_DEVICE_ERROR, Status.FILE_CORRUPT_ERROR)),
         (OSError(70_000, "no number"), (Status.IO_DEVICE_ERROR, Status.FILE_CORRUPT_ERROR)),

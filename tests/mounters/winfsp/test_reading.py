@@ -1,5 +1,6 @@
 """Bytes; several threads at once."""
 
+import errno
 import hashlib
 import random
 import threading
@@ -123,7 +124,7 @@ def test_a_file_that_cannot_be_opened_for_reading(library: FakeLibrary) -> None:
         def open(self, inode: int) -> MemoryHandle:
             if self.failures and inode == 1:
                 self.failures -= 1
-                raise OSError(113, "No route to host")
+                raise OSError(errno.EHOSTUNREACH, "No route to host")
             return super().open(inode)
 
     tree = Once()
