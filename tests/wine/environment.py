@@ -186,11 +186,20 @@ def _unpack_interpreter(folder: Path) -> None:
 
 def build_library(source: Path, target: Path, *options: str) -> None:
     """Build a library of Windows from a file of C; C's own library takes minutes at first."""
+    _build(source, target, "-shared", *options)
+
+
+def build_program(source: Path, target: Path, *options: str) -> None:
+    """Build a program of Windows from a file of C."""
+    _build(source, target, *options)
+
+
+def _build(source: Path, target: Path, *options: str) -> None:
     caches = {f"ZIG_{kind}_CACHE_DIR": str(HOME / "compiler" / "cache") for kind in ("LOCAL", "GLOBAL")}
     scratch = target.with_suffix(".new")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu", "-O2", "-shared"]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu", "-O2", "-s"]
     subprocess.run(
-        [*command, "-s", str(source), *options, "-o", str(scratch)],
+        [*command, str(source), *options, "-o", str(scratch)],
         env={**os.environ, **caches, "PYTHONPATH": str(HOME / "compiler")},
         check=True,
         timeout=1200,

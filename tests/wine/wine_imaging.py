@@ -8,9 +8,11 @@ import pytest
 
 from fixtures.disks import fat_disk
 from fixtures.partition_tables import BuiltDisk
+from fixtures.tools import run
 from tests.fixtures import plain_reader
 from tests.imagefs.imaging.chains import moments
 from tests.running import Ran, run_imagefs
+from tests.wine.environment import HOME, build_program, windows_path
 from tests.wine.windows import Windows
 
 PASSWORD = "correct horse ß"
@@ -107,6 +109,35 @@ def test_what_is_used_is_the_same(wine: Windows, disks: list[BuiltDisk], tmp_pat
     assert there == here
     sizes = [path.stat().st_size for name in ("there", "here") for path in (tmp_path / name).iterdir()]
     assert abs(sizes[0] - sizes[1]) < 4096  # the documents tell of the machine
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Return a folder with a qemu-img.exe that runs the one of this system."""
+    source, folder = Path(__file__).with_name("unix_program.c"), HOME / "programs"
+    program = folder / "qemu-img.exe"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        folder.mkdir(exist_ok=True)
+        options = ("-nostdlib", "-fno-builtin", "-lkernel32", "-lshell32", "-Wl,--entry=start")
+        build_program(source, program, *options)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhdx"])
+def test_converting(wine: Windows, disks: list[BuiltDisk], programs: Path, tmp_path: Path, kind: str) -> None:
+    """By qemu-img, which reads the disk from our server."""
+    (tmp_path / "set").mkdir()
+    done(run_imagefs("backup", disks[0].path, tmp_path / "set", "--exact"))
+    (image,) = (tmp_path / "set").iterdir()
+    made = tmp_path / f"a disk.{kind}"
+    path = {"WINEPATH": windows_path(programs)}
+    with wine.started("-m", "imagefs", "convert", image, made, environment=path) as process:
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    assert str(made.name).encode() in output
+    run("qemu-img", "convert", "-f", kind, "-O", "raw", made, tmp_path / "again.raw")
+    assert sha256(tmp_path / "again.raw") == sha256(disks[0].path)
+    assert {path.name for path in tmp_path.iterdir()} == {"set", made.name, "again.raw"}
 
 
 def test_an_image_of_an_image(wine: Windows, disks: list[BuiltDisk], tmp_path: Path) -> None:
