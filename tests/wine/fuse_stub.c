@@ -1,5 +1,5 @@
 /* The FUSE layer of WinFsp as mfusepy meets it on Windows, without a driver: libfuse 2.8's interface with the
- * types of Windows. It gives the letter to a folder, walks through all files once, writes what it has seen to
+ * types of Windows. It gives the letter to a folder, or makes the directory, walks through all files once, writes what it has seen to
  * the file that IMAGEFS_STUB_LOG names, and waits to be told to end. Without C's own library.
  */
 
@@ -18,6 +18,8 @@ IMPORT int WINAPI SetEvent(void *);
 IMPORT uint32_t WINAPI WaitForSingleObject(void *, uint32_t);
 IMPORT uint32_t WINAPI GetEnvironmentVariableA(const char *, char *, uint32_t);
 IMPORT int WINAPI DefineDosDeviceA(uint32_t, const char *, const char *);
+IMPORT int WINAPI CreateDirectoryA(const char *, void *);
+IMPORT int WINAPI RemoveDirectoryA(const char *);
 
 struct times { int64_t seconds, nanoseconds; };
 struct status {
@@ -206,9 +208,15 @@ EXPORT int fuse_main_real(int count, char **arguments, struct operations *given,
     put("\n");
     path[0] = '/';
     look(path, 0);
-    DefineDosDeviceA(0, mountpoint, "C:\\");
+    if (mountpoint[2])
+        CreateDirectoryA(mountpoint, NULL);
+    else
+        DefineDosDeviceA(0, mountpoint, "C:\\");
     WaitForSingleObject(loop, 120000);
-    DefineDosDeviceA(2, mountpoint, NULL);
+    if (mountpoint[2])
+        RemoveDirectoryA(mountpoint);
+    else
+        DefineDosDeviceA(2, mountpoint, NULL);
     ops->destroy(context.data);
     put("end\n");
     CloseHandle(output);

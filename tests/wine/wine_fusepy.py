@@ -1,13 +1,18 @@
 """mfusepy's own code on Windows' Python, over a stand-in of WinFsp's FUSE layer."""
 
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from mounters.tree import NodeType
 from mounters.winfsp_names import windows_name
+from tests.imagefs.built import BuiltSet
 from tests.mounters.memory_tree import MemoryTree
+from tests.running import Ran, run_imagefs
 from tests.wine.environment import ROOT, build_library, windows_path
 from tests.wine.windows import Windows
 
@@ -15,22 +20,44 @@ ENOENT, EIO, EACCES, EROFS = 2, 5, 13, 30  # errno.h of Windows
 
 
 @pytest.fixture(scope="module")
-def walked(wine: Windows, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return what the stand-in has written down of a walk through the memory tree."""
-    folder = tmp_path_factory.mktemp("fuse")
-    library, log = folder / "winfsp-x64.dll", folder / "log"
-    build_library(Path(__file__).with_name("fuse_stub.c"), library, "-nostdlib", "-fno-builtin", "-lkernel32")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the stand-in."""
+    built = tmp_path_factory.mktemp("fuse") / "winfsp-x64.dll"
+    source = Path(__file__).with_name("fuse_stub.c")
+    build_library(source, built, "-nostdlib", "-fno-builtin", "-lkernel32")
+    return built
+
+
+def python(wine: Windows, library: Path, log: Path, *words: str | Path, stdin: bytes = b"") -> Ran:
+    """Run a module of Python with arguments, with the stand-in as the library that mfusepy loads."""
     code = (
-        "import os, sys\n"
+        "import os, runpy, sys\n"
         f"os.environ['FUSE_LIBRARY_PATH'] = {windows_path(library)!r}\n"
         f"os.environ['IMAGEFS_STUB_LOG'] = {windows_path(log)!r}\n"
-        "sys.argv = ['', 'Q:']\n"
-        "from tests.wine.fusepy_session import main\n"
-        "sys.exit(main())\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
     )
-    with wine.started("-c", code, folder=ROOT) as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, (output + errors).decode(errors="replace")
+    with wine.started("-c", code, *words, folder=ROOT) as process:
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        process.wait(120)
+        output, errors = (_waiting(pipe) for pipe in (process.stdout, process.stderr))
+    return Ran(process.returncode, output, errors.decode(errors="replace"))
+
+
+def _waiting(pipe: IO[bytes] | None) -> bytes:
+    """Return what is in a pipe, not waiting for its end: wine gives it to processes in the background too."""
+    assert pipe is not None
+    os.set_blocking(pipe.fileno(), False)
+    return pipe.read() or b""
+
+
+@pytest.fixture(scope="module")
+def walked(wine: Windows, library: Path) -> list[str]:
+    """Return what the stand-in has written down of a walk through the memory tree."""
+    log = library.with_name("log")
+    done = python(wine, library, log, "tests.wine.fusepy_session", "Q:")
+    assert done.code == 0, done.errors
     return log.read_bytes().decode().splitlines()
 
 
@@ -86,3 +113,78 @@ def test_every_file(walked: list[str]) -> None:
     assert lines["/socket"]["open"] == -EACCES
     assert lines["/link"]["hash"] == lines["/dir/sub/leaf.txt"]["hash"]
     assert lines["/dangling"]["hash"] == fnv("nowhere/\udcff".encode("utf-8", "surrogateescape"))
+
+
+@pytest.fixture
+def installed(wine: Windows) -> Iterator[None]:
+    """Have the registry say that WinFsp is installed."""
+    change(wine, "CreateKeyEx", "winreg.SetValueEx(key, 'InstallDir', 0, winreg.REG_SZ, 'C:\\\\WinFsp\\\\')")
+    try:
+        yield
+    finally:
+        change(wine, "OpenKeyEx", "winreg.DeleteValue(key, 'InstallDir')")
+
+
+def change(wine: Windows, how: str, what: str) -> None:
+    """Change WinFsp's key of the registry, where 32-bit programs have it."""
+    code = (
+        "import winreg\n"
+        f"key = winreg.{how}(winreg.HKEY_LOCAL_MACHINE, 'SOFTWARE\\\\WinFsp', 0,"
+        " winreg.KEY_ALL_ACCESS | winreg.KEY_WOW64_32KEY)\n"
+        f"{what}\n"
+    )
+    with wine.started("-c", code) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.usefixtures("installed")
+def test_from_mount_to_umount(
+    wine: Windows, library: Path, built_set: Callable[[str], BuiltSet], tmp_path: Path
+) -> None:
+    """The command line with a directory: mounted in the background, every byte of a file, and gone again."""
+    image, place, log = built_set("fourk").full.path, tmp_path / "mnt", tmp_path / "log"
+    shown = windows_path(place)
+    arguments = ("imagefs", "mount", image, shown, "--mechanism", "mfusepy", "--volume", "disk1\\p1")
+    done = python(wine, library, log, *arguments)
+    assert done.code == 0, done.errors
+    try:
+        first, notice = done.text.splitlines()
+        assert first == (
+            f"{windows_path(image)} is mounted at {shown}; unmount it with: imagefs umount {shown}"
+        )
+        assert notice.startswith("WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos")
+        assert place.is_dir()
+        again = python(wine, library, log.with_name("again"), *arguments)
+        assert again.code == 6
+        assert "exists already" in again.errors
+    finally:
+        ended = wine.run("umount", f"{shown}\\")
+    assert (ended.code, ended.errors) == (0, "")
+    assert not place.exists()
+    *lines, end = log.read_bytes().decode().splitlines()
+    assert end == "end"
+    told = {line.partition(" stat ")[0]: numbers_of(line) for line in lines[5:]}
+    content = run_imagefs("cat", image, "disk1/p1/big.bin").output
+    assert told["/big.bin"]["size"] == len(content)
+    assert told["/big.bin"]["hash"] == fnv(content)
+    assert wine.run("umount", shown).code == 6
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_password_goes_to_the_serving_process(
+    wine: Windows, library: Path, tmp_path: Path, built_set: Callable[[str], BuiltSet]
+) -> None:
+    disk = built_set("fat16").full.disks[0].path
+    sets, place, log = tmp_path / "sets", tmp_path / "mnt", tmp_path / "log"
+    sets.mkdir()
+    assert run_imagefs("backup", disk, sets, "--encrypt", password="pässword").code == 0
+    (image,) = sets.iterdir()
+    arguments = ("imagefs", "mount", image, windows_path(place), "--mechanism", "mfusepy")
+    done = python(wine, library, log, *arguments, "--password-file", "-", stdin=b"wrong\r\n")
+    assert done.code == 5, done.errors
+    assert done.errors.count("\n") == 1
+    done = python(wine, library, log, *arguments, "--password-file", "-", stdin="pässword\r\n".encode())
+    assert done.code == 0, done.errors
+    assert wine.run("umount", windows_path(place)).code == 0
+    assert log.read_bytes().endswith(b"end\n")
