@@ -68,6 +68,7 @@ class _Guard:
         self._volume: Volume | None = None
         if number is None:
             self._volume = self._known(name or "")
+            self._target = Path(self._volume.title)  # for messages: its letter
             if not self._volume.extents:
                 what = self._volume.problem or "a CD?"
                 raise RefusedError(f"lies on no disk: {what}", path=target, hint="name another target")
