@@ -204,7 +204,7 @@ class Volume:
             parts = asked.split("\\")
             for count in range(1, len(parts)):
                 self._judge("\\".join(parts[:count]) or "\\", Access.EXECUTE, who)
-        wanted = access
+        access = wanted = specific(access)
         if options & Options.DELETE_ON_CLOSE:
             wanted |= Access.DELETE
         if disposition in (Disposition.SUPERSEDE, Disposition.OVERWRITE, Disposition.OVERWRITE_IF):
@@ -214,14 +214,12 @@ class Volume:
             raise NtError(Status.NOT_A_DIRECTORY, asked)
         if options & Options.NON_DIRECTORY_FILE and attributes & Attribute.DIRECTORY:
             raise NtError(Status.FILE_IS_A_DIRECTORY, asked)
-        return granted
+        # What is replaced or deleted needs a right that the handle does not get for it.
+        return granted if access & Access.MAXIMUM_ALLOWED else granted & access
 
     def _judge(self, asked: str, wanted: int, who: Caller | None) -> tuple[int, int]:
         attributes, data = self.security_by_name(asked)
         if who is None:
-            for generic, rights in nt.GENERIC.items():
-                if wanted & generic:
-                    wanted = wanted & ~generic | rights
             return attributes, wanted
         return attributes, check_access(self._parsed(data, asked), who, wanted)
 
@@ -562,6 +560,14 @@ class Volume:
         if found.reparse_tag and not found.attributes & Attribute.REPARSE_POINT:
             self.faults.add(f"{of}: a reparse tag without the attribute")
         return found
+
+
+def specific(access: int) -> int:
+    """Return rights with the generic ones as those of files."""
+    for generic, rights in nt.GENERIC.items():
+        if access & generic:
+            access = access & ~generic | rights
+    return access
 
 
 def escaped(pattern: str) -> str:
