@@ -1,7 +1,6 @@
 """``imagefs cp``: what it keeps, what it leaves alone, and how it fails."""
 
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -150,6 +149,8 @@ def test_a_target_that_can_not_be_written(image: Path, tmp_path: Path) -> None:
 
 
 def test_a_limit_on_file_sizes(image: Path, part: BuiltPartition, tmp_path: Path) -> None:
+    import resource  # which Windows has not
+
     limit = 100_000
     done = subprocess.run(
         [sys.executable, "-m", "imagefs", "cp", str(image), "disk1/p1", str(tmp_path)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tests.conftest import missing
 
 def need_root() -> None:
     """Skip, or fail in CI, where devices can't be made."""
-    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+    if sys.platform == "win32" or os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         missing("loop devices need root, and a kernel that has them")
 
 
