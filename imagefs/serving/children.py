@@ -13,6 +13,9 @@ from typing import IO
 
 from imagefs.errors import ImagingError
 
+if sys.platform == "win32":
+    from imagefs.machine.windows.job import confine
+
 # Where its installer puts qemu on Windows, which adds nothing to PATH.
 _PROGRAMS = str(Path(os.environ.get("PROGRAMFILES", "")) / "qemu") if sys.platform == "win32" else "/usr/sbin"
 PACKAGES = {"qemu-img": "qemu-utils", "qemu-system-x86_64": "qemu-system-x86"}  # of Debian
@@ -63,12 +66,25 @@ def running(
         process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=said)
     except OSError as error:
         raise ProgramError(f"{command[0]} can't be started: {error.strerror}") from error
+    release = _bound(process)
     try:
         yield process
     finally:
         _end(process)
+        release()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _bound(process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    """Have Windows end a process with this one; return what ends that."""
+    if sys.platform == "win32":
+        try:
+            return confine(process)
+        except OSError as error:
+            _end(process)
+            raise ProgramError(f"it can't be made sure that it ends with us: {error.strerror}") from error
+    return lambda: None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

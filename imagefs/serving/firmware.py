@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,16 +61,19 @@ def uefi_options(folder: Path) -> list[str]:
 
     Raises ProgramError where there is no such firmware.
     """
-    for code, variables in _PLACES:
+    programs = Path(os.environ.get("PROGRAMFILES", "")) / "qemu" / "share"
+    windows = (str(programs / "edk2-x86_64-code.fd"), str(programs / "edk2-i386-vars.fd"))
+    for code, variables in _PLACES if sys.platform != "win32" else [windows]:
         if Path(code).is_file() and Path(variables).is_file():
             own = folder / "variables.fd"
             shutil.copyfile(variables, own)
             own.chmod(0o600)
             return [
-                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
+                "-drive", f"if=pflash,format=raw,readonly=on,file={escaped(code)}",
                 "-drive", f"if=pflash,format=raw,file={escaped(own)}",
             ]  # fmt: skip
-    raise ProgramError("there is no UEFI firmware for the machine", hint="in Debian it comes with ovmf")
+    package = "QEMU for Windows" if sys.platform == "win32" else "ovmf in Debian"
+    raise ProgramError("there is no UEFI firmware for the machine", hint=f"it comes with {package}")
 
 
 def loader_by_name(disk: Disk) -> str:

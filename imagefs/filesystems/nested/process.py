@@ -17,7 +17,7 @@ from formats.errors import ReadError
 from imagefs.filesystems.nested import worker
 
 if sys.platform == "win32":
-    from imagefs.filesystems.nested.windows_job import confine
+    from imagefs.machine.windows.job import confine
 elif sys.platform == "linux":
     import fcntl
 
