@@ -61,10 +61,9 @@ def root_of(path: str) -> str:
     return f"{letter}:\\" if letter else path
 
 
-def shown(path: str) -> str:
-    """Return how people call a mount point, from its one form."""
-    letter = drive_letter(path)
-    return f"{letter}:" if letter else path
+def about(path: str) -> str:
+    r"""Return what a message about a mount point begins with, from its one form: ``X:`` or ``C:\mnt:``."""
+    return f"{drive_letter(path) or path}:"
 
 
 def event_names(path: str) -> tuple[str, str]:
@@ -148,7 +147,7 @@ class Claim:
         except PermissionError:  # of another user
             event = None
         if event is None:
-            raise MountPointError(f"{shown(path)}: another imagefs serves it; choose another mount point")
+            raise MountPointError(f"{about(path)} another imagefs serves it; choose another mount point")
         self._event = event
         try:
             self._number = self._windows.share_number(_number_name(name), descriptor, os.getpid())
@@ -251,12 +250,12 @@ def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False, timeout:
             event = windows.open_event(name)
             number = windows.shared_number(_number_name(name)) if event is not None else 0
         except PermissionError:
-            raise MountError(f"{shown(path)}: is not yours to unmount") from None
+            raise MountError(f"{about(path)} is not yours to unmount") from None
         if event is not None:
             break
     else:
         what = "is no mount of imagefs" if is_mounted(path) else "nothing is mounted here"
-        raise MountPointError(f"{shown(path)}: {what}")
+        raise MountPointError(f"{about(path)} {what}")
     try:
         windows.set_event(event)
     finally:
@@ -265,13 +264,13 @@ def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False, timeout:
         return
     if not force or not number:
         hint = "" if force else "; --force ends its process"
-        raise MountError(f"{shown(path)}: is still mounted {timeout:.0f} seconds after unmounting it{hint}")
+        raise MountError(f"{about(path)} is still mounted {timeout:.0f} seconds after unmounting it{hint}")
     try:
         windows.end_process(number)
     except PermissionError:
-        raise MountError(f"{shown(path)}: its process {number} is not yours to end") from None
+        raise MountError(f"{about(path)} its process {number} is not yours to end") from None
     if not _wait_until_gone(path, name, number, timeout):
-        raise MountError(f"{shown(path)}: is still mounted, though its process has been ended")
+        raise MountError(f"{about(path)} is still mounted, though its process has been ended")
 
 
 def _wait_until_gone(path: str, name: str, number: int, timeout: float) -> bool:

@@ -81,7 +81,7 @@ def mount(
         mechanism=mechanism,
         allow_other=allow_other,
         source=f"imagefs:{source.name}",
-        network=network,
+        network=network.replace("/", "\\"),
         original_security=original_security,
     )
     volume = tree_path(volume)
@@ -92,7 +92,7 @@ def mount(
     password = _password(source, password_file)
     flags = {"--allow-other": allow_other, "--deleted": deleted, "--raw-efs": raw_efs}
     flags |= {"--original-security": original_security}
-    texts = [("--mechanism", mechanism), ("--volume", volume), ("--network", network)]
+    texts = [("--mechanism", mechanism), ("--volume", volume), ("--network", options.network)]
     texts += [("--volume-key", str(path)) for path in volume_keys or ()]
     texts += [("--password-file", "-")] if password is not None else []
     # The password goes through a pipe: an environment can be read while the process lives.

@@ -12,12 +12,12 @@ from mounters import windows_mounts
 from mounters.errors import MountError, MountPointError
 from mounters.windows_mounts import (
     Claim,
+    about,
     claim,
     drive_letter,
     event_names,
     real_path,
     root_of,
-    shown,
     unmount,
 )
 from tests.mounters.windows_model import ModelOfWindows
@@ -46,7 +46,7 @@ def test_forms_of_a_letter(text: str) -> None:
     assert drive_letter(text) == "X"
     path = real_path(text)
     assert path == ("\\\\.\\X:" if text[0] in "\\/" else "X:")
-    assert (root_of(path), shown(path)) == ("X:\\", "X:")
+    assert (root_of(path), about(path)) == ("X:\\", "X:")
     assert event_names(path) == event_names("X:") == ("Local\\imagefs-mount-X", "Global\\imagefs-mount-X")
 
 
@@ -72,7 +72,8 @@ def test_what_is_no_letter(text: str) -> None:
 def test_forms_of_a_directory(text: str) -> None:
     path = real_path(text)
     assert path.lower() == "c:\\work\\mnt"
-    assert root_of(path) == shown(path) == path
+    assert root_of(path) == path
+    assert about(path) == f"{path}:"
     assert event_names(path) == event_names("C:\\work\\mnt")
     assert event_names(path) != event_names("C:\\work\\mnt2")
     assert len(event_names(path)[1]) < 260
@@ -84,7 +85,7 @@ def test_a_letter_is_claimed_once(windows: ModelOfWindows) -> None:
         assert held.mountpoint == "X:"
         (descriptor,) = windows.descriptors
         assert descriptor == "D:P(A;;GA;;;S-1-5-21-1-2-3-1001)(A;;GA;;;SY)(A;;GA;;;BA)"
-        with pytest.raises(MountPointError, match=r"X:: another imagefs serves it") as caught:
+        with pytest.raises(MountPointError, match=r"X: another imagefs serves it") as caught:
             claim("X:")
         assert caught.value.exit_code == 6
     with claim("X:"):
@@ -183,13 +184,13 @@ def test_unmount_asks_and_waits(windows: ModelOfWindows, made: str, named: str) 
     unmount(named)
     assert server.asked.is_set()
     assert "X" not in windows.letters
-    with pytest.raises(MountPointError, match="X:: nothing is mounted here") as caught:
+    with pytest.raises(MountPointError, match="X: nothing is mounted here") as caught:
         unmount(named)
     assert caught.value.exit_code == 6
 
 
 def test_a_letter_of_somebody_else_is_left_alone(windows: ModelOfWindows) -> None:
-    with pytest.raises(MountPointError, match="C:: is no mount of imagefs") as caught:
+    with pytest.raises(MountPointError, match="C: is no mount of imagefs") as caught:
         unmount("C:\\")
     assert caught.value.exit_code == 6
     assert windows.ended == []

@@ -31,9 +31,9 @@ def test_what_only_windows_has(wine: Windows) -> None:
 def test_nothing_to_unmount(wine: Windows, tmp_path: Path) -> None:
     for form in ("Q:", "q:\\", "\\\\.\\Q:", "Q:/"):
         done = wine.run("umount", form)
-        assert (done.code, done.errors) == (6, "imagefs: Q:: nothing is mounted here\n")
+        assert (done.code, done.errors) == (6, "imagefs: Q: nothing is mounted here\n")
     done = wine.run("umount", "C:")
-    assert (done.code, done.errors) == (6, "imagefs: C:: is no mount of imagefs\n")
+    assert (done.code, done.errors) == (6, "imagefs: C: is no mount of imagefs\n")
     assert wine.run("umount", tmp_path / "absent").code == 6
 
 
