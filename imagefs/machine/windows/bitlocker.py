@@ -5,6 +5,7 @@ GetConversionStatus and GetProtectionStatus (https://learn.microsoft.com/windows
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _LOCKED = 1  # GetLockStatus
@@ -58,10 +59,16 @@ if sys.platform == "win32":
 
     def running_states() -> dict[str, str]:
         """Return the states of this machine's volumes; none where Windows doesn't tell them this user."""
+        with ThreadPoolExecutor(1) as thread:  # a thread may use COM in another way than this one's
+            return thread.submit(_ask_windows).result()
+
+    def _ask_windows() -> dict[str, str]:
         pythoncom.CoInitializeEx(pythoncom.COINIT_MULTITHREADED)
+        found: dict[str, str] = {}
         try:
-            return states(win32com.client.GetObject(_MONIKER))
-        except pywintypes.com_error:  # no rights, or a Windows without BitLocker
-            return {}
+            found = states(win32com.client.GetObject(_MONIKER))
+        except pywintypes.com_error:
+            pass  # no rights, or a Windows without BitLocker
         finally:
             pythoncom.CoUninitialize()
+        return found
