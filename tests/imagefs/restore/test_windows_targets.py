@@ -79,18 +79,23 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, gpt: Saved) -> Machine:
+    return Machine(tmp_path, gpt.disk.size, is_noisy=False)
+
+
+@pytest.fixture
+def noisy_machine(tmp_path: Path, gpt: Saved) -> Machine:
     return Machine(tmp_path, gpt.disk.size)
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_disk(machine: Machine, gpt: Saved, tmp_path: Path, verify: bool) -> None:
-    report = machine.restore(gpt.image, options=RestoreOptions(verify=verify))
+def test_a_disk(noisy_machine: Machine, gpt: Saved, tmp_path: Path, verify: bool) -> None:
+    report = noisy_machine.restore(gpt.image, options=RestoreOptions(verify=verify))
     assert report.verified is (True if verify else None)
-    check_same(machine.target, gpt.disk, tables=False)
-    check_tables(machine.target, "gpt")
-    assert signatures(machine.target) == {"gpt", "PMBR"}
-    check_volumes(machine.target, gpt.disk, tmp_path)
-    machine.windows.assert_let_go()
+    check_same(noisy_machine.target, gpt.disk, tables=False)
+    check_tables(noisy_machine.target, "gpt")
+    assert signatures(noisy_machine.target) == {"gpt", "PMBR"}
+    check_volumes(noisy_machine.target, gpt.disk, tmp_path)
+    noisy_machine.windows.assert_let_go()
 
 
 def test_another_scheme_on_a_larger_disk(mbr: Saved, tmp_path: Path) -> None:
@@ -179,25 +184,25 @@ def place_of(machine: Machine, number: int) -> slice:
 
 
 @pytest.mark.parametrize("by", ["Y:", "number"])
-def test_a_volume(machine: Machine, gpt: Saved, by: str) -> None:
+def test_a_volume(noisy_machine: Machine, gpt: Saved, by: str) -> None:
     part = min(gpt.disk.partitions, key=lambda one: one.size)
-    place = place_of(machine, 12)
+    place = place_of(noisy_machine, 12)
     assert part.size <= place.stop - place.start
-    before = bytes_of(machine.target)
+    before = bytes_of(noisy_machine.target)
     options = RestoreOptions(partition=part.number, to_partition=2 if by == "number" else None, verify=True)
-    report = machine.restore(gpt.image, "disk1" if by == "number" else by, options)
+    report = noisy_machine.restore(gpt.image, "disk1" if by == "number" else by, options)
     assert report.verified
-    after = bytes_of(machine.target)
+    after = bytes_of(noisy_machine.target)
     assert np.array_equal(after[: place.start], before[: place.start])
     assert np.array_equal(after[place.stop :], before[place.stop :])
     wanted = bytes_of(gpt.disk.path)[part.offset : part.offset + part.size]
     found = after[place.start : place.start + part.size]
     assert np.array_equal(found[found != 0], wanted[found != 0])  # what is free in it became zeros
-    writes = [event for event in machine.windows.events if event.startswith("write")]
+    writes = [event for event in noisy_machine.windows.events if event.startswith("write")]
     assert writes[0].startswith(f"write {place.start}+")
     assert writes[-1].startswith(f"write {place.start}+")
-    assert not [event for event in machine.windows.events if "layout" in event or name_of(11) in event]
-    machine.windows.assert_let_go()
+    assert not [event for event in noisy_machine.windows.events if "layout" in event or name_of(11) in event]
+    noisy_machine.windows.assert_let_go()
 
 
 def test_a_partition_that_is_not_there(machine: Machine, gpt: Saved) -> None:
@@ -341,7 +346,7 @@ def test_a_volume_of_two_disks(machine: Machine, gpt: Saved) -> None:
 
 
 def test_a_disk_of_a_pool(tmp_path: Path, gpt: Saved) -> None:
-    machine = Machine(tmp_path, gpt.disk.size)
+    machine = Machine(tmp_path, gpt.disk.size, is_noisy=False)
     pool = "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D"
     run("sfdisk", "--quiet", "--no-tell-kernel", "--part-type", machine.target, "2", pool)
     machine.old = digest(machine.target)
@@ -349,7 +354,7 @@ def test_a_disk_of_a_pool(tmp_path: Path, gpt: Saved) -> None:
 
 
 def test_too_small(tmp_path: Path, gpt: Saved) -> None:
-    machine = Machine(tmp_path, gpt.disk.size - 4 * MIB)
+    machine = Machine(tmp_path, gpt.disk.size - 4 * MIB, is_noisy=False)
     refused(machine, gpt.image, "too small")
 
 
