@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,7 @@ def test_holes_are_known(tmp_path: Path) -> None:
             assert not any(part.reader.read_at(start, end - start))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody write it meanwhile")
 def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "volume.raw"
     path.write_bytes(noise(1, 0, MIB))
@@ -212,6 +214,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
         alive.check()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
 def test_what_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "empty.raw").touch()
     os.mkfifo(tmp_path / "pipe")

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,7 @@ def test_writes_that_end_short(disk: NoiseDisk, target: Path, monkeypatch: pytes
     check(backup(disk.path, target, OFTEN, password=PASSWORD), disk, PASSWORD)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pwritev is of Linux")
 def test_a_write_of_nothing_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: 0)
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
@@ -104,6 +106,7 @@ def test_a_write_of_nothing_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         parts.append([b"some"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pwritev is of Linux")
 def test_the_wait_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(os, "pwritev", Failing("pwritev", errno.EIO, range(100)))

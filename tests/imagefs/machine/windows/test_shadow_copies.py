@@ -1,6 +1,7 @@
 """Shadow copies: made as a set, removed whatever happens, found again, never somebody else's."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -407,6 +408,7 @@ def run_and_die(machine: Machine, volumes: dict[str, str], die_at: int) -> int:
         os._exit(code)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 def test_a_process_dies_at_each_step_and_the_next_start_cleans_up(tmp_path: Path) -> None:
     ended, told = 9, 0
     for step in range(1, 1000):
