@@ -62,9 +62,10 @@ with command.main_context():
 
 @dataclass(frozen=True)
 class Wine:
-    """A wine prefix and the Windows Python in it."""
+    """A wine prefix, and the Windows Python beside it."""
 
     home: Path
+    prefix: Path
 
     @property
     def python(self) -> Path:
@@ -80,8 +81,8 @@ class Wine:
         return {
             "LANG": "C.UTF-8",
             **kept,
-            "HOME": str(self.home),
-            "WINEPREFIX": str(self.home / "prefix"),
+            "HOME": str(self.prefix),
+            "WINEPREFIX": str(self.prefix),
             "WINEDEBUG": "-all",
             "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=d",
             "WINEPATH": "",
@@ -107,18 +108,23 @@ def windows_path(path: Path | str) -> str:
 
 
 @contextmanager
-def running() -> Iterator[Wine]:
-    """Set up, and end the server when done."""
-    wine = set_up()
+def private(wine: Wine) -> Iterator[Wine]:
+    """Give a prefix of the run's own, of the same files: ending all of one run ends nothing of another."""
+    for old in wine.home.glob("run-*"):
+        if not Path("/proc", old.name.removeprefix("run-")).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    own = Wine(wine.home, wine.home / f"run-{os.getpid()}")
+    subprocess.run(["cp", "--archive", "--link", wine.prefix, own.prefix], check=True, timeout=120)
     try:
-        yield wine
+        yield own
     finally:
-        wine.end()
+        own.end()
+        shutil.rmtree(own.prefix, ignore_errors=True)
 
 
 def set_up() -> Wine:
     """Make the prefix and the interpreter, unless they are there as this module wants them."""
-    wine = Wine(HOME)
+    wine = Wine(HOME, HOME / "prefix")
     _tool("wine64")
     wanted = _wanted()
     done = HOME / "made.json"

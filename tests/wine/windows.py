@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.running import Ran, run_imagefs
-from tests.wine.environment import ROOT, Wine, windows_path
+from tests.wine.environment import ROOT, Wine, private, windows_path
 
 _PATH = re.compile(rb"Z:((?:\\{1,2}[^\\\"\s:]+)+)")
 
@@ -140,14 +140,13 @@ class Windows:
 @contextmanager
 def started(wine: Wine) -> Iterator[Windows]:
     """Start Windows; end all of it."""
-    with tempfile.TemporaryDirectory(prefix="imagefs-wine-") as folder:
-        windows = Windows(wine, Path(folder))
+    with private(wine) as own, tempfile.TemporaryDirectory(prefix="imagefs-wine-") as folder:
+        windows = Windows(own, Path(folder))
         try:
             windows.start()
             yield windows
         finally:
             windows.end()
-            wine.end()
 
 
 def unix_paths(output: bytes) -> bytes:
