@@ -25,7 +25,7 @@ DIR_INFO = 104  # bytes before the name in FSP_FSCTL_DIR_INFO
 ROOM = 1024  # bytes for a descriptor, at the first time of asking
 NAME_ROOM = 4096  # bytes for the name that an open gives back
 NORMALIZED_MAX = 2048  # bytes; a longer one is ignored
-GUARD, FILL = 64, 0xA5
+GUARD, FILL = 4096, 0xA5
 MOST_ENTRIES = 1_000_000
 FLAGS = {  # bits of FSP_FSCTL_VOLUME_PARAMS at offset 36
     "case_sensitive_search": 0, "case_preserved_names": 1, "unicode_on_disk": 2, "persistent_acls": 3,

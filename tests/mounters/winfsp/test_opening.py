@@ -120,6 +120,16 @@ def test_links(library: FakeLibrary) -> None:
         assert not any(entry.info.attributes & Attribute.REPARSE_POINT for _, entry in volume.walk("\\dir"))
 
 
+def test_a_link_to_what_cannot_be_read(library: FakeLibrary) -> None:
+    """It is listed; opening it tells why."""
+    tree = SmallTree()
+    tree.link(tree.root, "to lost", "lost.bin")
+    with quiet(), mounted(library, tree) as volume:
+        assert {"to lost", "one.bin"} <= {entry.name for entry in volume.list("\\")}
+        with refused(Status.FILE_CORRUPT_ERROR, Status.CRC_ERROR):
+            volume.open("\\to lost")
+
+
 def test_what_is_neither_file_nor_directory(library: FakeLibrary) -> None:
     with mounted(library, SmallTree()) as volume:
         assert not volume.stat("\\socket").is_directory

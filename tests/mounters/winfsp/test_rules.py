@@ -48,7 +48,8 @@ RULES = {
     "errors come before a listing's first entry": "opening.a_damaged_directory_of_attributes "
     "opening.the_directory_above_is_damaged",
     "a directory's entry is not believed": "opening.what_is_found_at_another_place",
-    "no reparse points": "opening.a_reparse_point_that_is_none opening.links",
+    "no reparse points": "opening.a_reparse_point_that_is_none opening.links "
+    "opening.a_link_to_what_cannot_be_read",
     "nothing to read in a socket": "opening.what_is_neither_file_nor_directory",
     "name not found, path not found": "opening.names_that_are_not_there",
     "not a directory, is a directory": "opening.a_file_is_not_listed_and_a_directory_not_read "
