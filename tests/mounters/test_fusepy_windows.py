@@ -125,7 +125,9 @@ def test_reads_at_any_place(tree: MemoryTree, operations: Operations) -> None:
     number = operations.open("/big.bin", os.O_RDONLY)
     for offset, size in ((0, 1), (65535, 2), (len(expected) - 3, 100), (len(expected), 10), (1 << 40, 1)):
         assert operations.read("/big.bin", size, offset, number) == expected[offset : offset + size]
+    assert tree.opened != []
     operations.release("/big.bin", number)
+    assert tree.opened == []
 
 
 def test_refusals(operations: Operations) -> None:
