@@ -9,7 +9,7 @@ from mounters.errors import MountError, MountPointError
 
 # The licence of WinFsp asks programs under other free licences for this (https://github.com/winfsp/winfsp,
 # License.txt): shown to users, with a link.
-NOTICE = "WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos (https://winfsp.dev)"
+NOTICE = "WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos (https://github.com/winfsp/winfsp)"
 
 INSTALL_WINFSP = "install WinFsp from https://winfsp.dev (or: winget install WinFsp.WinFsp)"
 INSTALL_WINFSPY = "pip install 'imagefs[windows]'"
