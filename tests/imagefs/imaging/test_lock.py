@@ -134,6 +134,16 @@ def test_a_live_holder_decides_where_there_are_no_locks(tmp_path: Path, no_flock
     assert path.exists()
 
 
+def test_a_holder_whose_start_is_not_told_may_live(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows another user's processes may not be asked."""
+    says(tmp_path, started="133")
+    monkeypatch.setattr(lock, "started", lambda _: "")
+    with pytest.raises(RefusedError, match=f"process {os.getpid()} on"), SetLock(tmp_path, SET):
+        pass
+
+
 def test_a_holder_on_another_machine(tmp_path: Path) -> None:
     path = says(tmp_path, host="elsewhere", pid=1)
     kept = path.read_bytes()

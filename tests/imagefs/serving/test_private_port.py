@@ -1,6 +1,7 @@
 """A private server at a port, as on Windows: nobody gets anything who does not know the secret."""
 
 import functools
+import json
 import subprocess
 from pathlib import Path
 
@@ -57,5 +58,8 @@ def test_qemu_knows_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     subprocess.run([qemu_img, "convert", "-O", "raw", out.with_suffix(".qcow2"), out], check=True)
     assert out.read_bytes() == source.read_bytes()
     with private_server([export_of(source.read_bytes())], at_port=True) as server:
-        where = server.node("disk")["server"]
-        assert where == {"type": "inet", "host": "127.0.0.1", "port": str(server.address.port)}
+        node = server.node("disk")
+        assert node["server"] == {"type": "inet", "host": "127.0.0.1", "port": str(server.address.port)}
+        name = "json:" + json.dumps({"driver": "raw", "file": node})
+        subprocess.run([qemu_img, "convert", "-O", "raw", name, out], check=True)
+        assert out.read_bytes() == source.read_bytes()
