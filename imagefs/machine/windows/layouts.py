@@ -21,13 +21,11 @@ def _code(device: int, function: int, method: int = 0, access: int = 0) -> int:
 
 
 IOCTL_STORAGE_QUERY_PROPERTY = _code(0x2D, 0x500)
-IOCTL_STORAGE_GET_DEVICE_NUMBER = _code(0x2D, 0x420)
 IOCTL_DISK_GET_DRIVE_GEOMETRY_EX = _code(7, 0x28)
 IOCTL_DISK_GET_LENGTH_INFO = _code(7, 0x17, access=1)
 IOCTL_DISK_GET_DRIVE_LAYOUT_EX = _code(7, 0x14)
 IOCTL_VOLUME_GET_VOLUME_DISK_EXTENTS = _code(0x56, 0)
 FSCTL_LOCK_VOLUME = _code(9, 6)
-FSCTL_UNLOCK_VOLUME = _code(9, 7)
 FSCTL_ALLOW_EXTENDED_DASD_IO = _code(9, 32, method=3)  # reading behind the end of a volume's file system
 
 _QUERY = struct.Struct("<III")  # STORAGE_PROPERTY_QUERY: PropertyId, QueryType, AdditionalParameters
@@ -53,16 +51,14 @@ _PARTITION = struct.Struct("<I4xqqI??2x112s")
 _PARTITION_GPT = struct.Struct("<16s16sQ72s")  # PartitionType, PartitionId, Attributes, Name
 _EXTENTS = struct.Struct("<I4x")  # VOLUME_DISK_EXTENTS: NumberOfDiskExtents, then that many of
 _EXTENT = struct.Struct("<I4xqq")  # DISK_EXTENT: DiskNumber, StartingOffset, ExtentLength
-_DEVICE_NUMBER = struct.Struct("<III")  # STORAGE_DEVICE_NUMBER: DeviceType, DeviceNumber, PartitionNumber
 assert [one.size for one in (_QUERY, _DESCRIPTOR, _ALIGNMENT, _GEOMETRY, _LENGTH)] == [12, 36, 28, 32, 8]
 assert [one.size for one in (_LAYOUT, _PARTITION, _PARTITION_GPT)] == [48, 144, 112]
-assert [one.size for one in (_EXTENTS, _EXTENT, _DEVICE_NUMBER)] == [8, 24, 12]
+assert [one.size for one in (_EXTENTS, _EXTENT)] == [8, 24]
 
 DESCRIPTOR_SIZE = 1024  # bytes to ask with: the structure and the texts behind it
 ALIGNMENT_SIZE = _ALIGNMENT.size
 GEOMETRY_SIZE = 256  # with the partition and detection data, which differ in length
 LENGTH_SIZE = _LENGTH.size
-DEVICE_NUMBER_SIZE = _DEVICE_NUMBER.size
 
 _STYLES = {0: "mbr", 1: "gpt"}  # PARTITION_STYLE; 2 is none
 _BUSES = {  # STORAGE_BUS_TYPE
@@ -173,12 +169,6 @@ def parse_length(data: bytes) -> int:
     """Return the bytes that GET_LENGTH_INFORMATION tells."""
     (length,) = _unpack(_LENGTH, data)
     return int(length)
-
-
-def parse_device_number(data: bytes) -> tuple[int, int]:
-    """Return the device type and number of STORAGE_DEVICE_NUMBER."""
-    kind, number, _ = _unpack(_DEVICE_NUMBER, data)
-    return kind, number
 
 
 def layout_size(entries: int) -> int:

@@ -23,7 +23,6 @@ SIZES = {
     layouts._PARTITION: 144,
     layouts._PARTITION_GPT: 112,
     layouts._EXTENT: 24,
-    layouts._DEVICE_NUMBER: 12,
     layouts._DESCRIPTOR: 36,  # offsetof RawDeviceProperties
     layouts._GEOMETRY: 32,  # offsetof Data
     layouts._LAYOUT: 48,  # offsetof PartitionEntry
@@ -43,7 +42,6 @@ def test_control_codes_are_those_of_the_header() -> None:
     for name, value in vars(layouts).items():
         if name.startswith(("IOCTL_", "FSCTL_")) and name in known:
             assert value == known[name], name
-    assert layouts.FSCTL_UNLOCK_VOLUME == 0x9001C
 
 
 # --- Disks ---
