@@ -182,7 +182,11 @@ def _check_size(program: str, name: str, path: Path, size: int) -> None:
     """Make sure that who opens the file sees a disk of this size."""
     command = [program, "info", "--output=json", "-f", name, _as_file(path)]
     done = subprocess.run(command, capture_output=True, check=False)
-    found = json.loads(done.stdout).get("virtual-size") if not done.returncode else None
+    try:
+        found = json.loads(done.stdout)["virtual-size"]
+    except (ValueError, LookupError, TypeError) as error:
+        said = done.stderr.decode(errors="replace").strip() or "nothing that can be understood"
+        raise ProgramError(f"qemu-img can't read the disk that it made: it says {said}") from error
     if found != size:
         raise ProgramError(f"qemu-img made a disk of {found} bytes, {size} were wanted")
 

@@ -21,7 +21,7 @@ from fixtures.partition_tables import MIB
 from fixtures.tools import run
 from imagefs.errors import UsageError
 from imagefs.serving.convert import ConvertOptions, convert
-from tests.conftest import run_imagefs
+from tests.conftest import run_afresh, run_imagefs
 from tests.fixtures import plain_reader
 from tests.imagefs.built import BuiltSet
 
@@ -249,3 +249,20 @@ def test_wrong_usage(plain: Plain, tmp_path: Path) -> None:
     done = run_imagefs("convert", plain.full.path, tmp_path / "out.tar")
     assert (done.code, done.output, done.errors.count("\n")) == (2, b"", 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_qemu_img_can_not_read_back_is_an_error(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("qemu-img")
+    assert real is not None
+    program = tmp_path / "bin" / "qemu-img"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" = info ] || exec {real} "$@"\n')
+    program.chmod(0o755)
+    out = tmp_path / "out.qcow2"
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    done = run_afresh("convert", plain.full.path, out)
+    assert done.code == 7
+    assert "qemu-img can't read the disk that it made" in done.errors
+    assert not out.exists()
