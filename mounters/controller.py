@@ -169,6 +169,12 @@ class Mount:
 
     def __init__(self, tree: Tree, mountpoint: str | os.PathLike[str], options: MountOptions) -> None:
         name = _choose(options)
+        self._options = options
+        self._identifier: int | None = None
+        self._mounted = threading.Event()
+        self._answering = threading.Event()
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
         self._claim: Claim | None = None
         if sys.platform == "win32":
             self._claim = claim(mountpoint, options.network)
@@ -176,21 +182,15 @@ class Mount:
         else:
             self.mountpoint = check_mountpoint(mountpoint)
         self.mechanism = name
-        module = importlib.import_module(MECHANISMS[name].module)
         try:
+            module = importlib.import_module(MECHANISMS[name].module)
             self._session: Session = module.open_session(tree, self.mountpoint, options)
         except BaseException:
             self._release()
             raise
-        self._options = options
-        self._identifier: int | None = None
-        self._mounted = threading.Event()
-        self._answering = threading.Event()
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="mount", daemon=True).start()
         if self._claim is not None:
             self._claim.watch(self._end)
+        threading.Thread(target=self._run, name="mount", daemon=True).start()
 
     def _run(self) -> None:
         try:
@@ -201,6 +201,7 @@ class Mount:
             self._ended.set()
             self._mounted.set()
             self._answering.set()
+            self._release()
 
     def _on_mounted(self) -> None:
         found = find_mount(self.mountpoint) if LINUX else None

@@ -137,6 +137,7 @@ class Claim:
         self.mountpoint = path
         self._windows = _windows()
         self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()  # held while it is released
         self._released = False
         local, everywhere = event_names(path)
         name = everywhere if path.startswith("\\\\.\\") else local
@@ -168,14 +169,15 @@ class Claim:
 
     def release(self) -> None:
         """Give the mount point up, once it is gone: who waits for its end is told by that."""
-        if self._released:
-            return
-        self._released = True
-        self._windows.set_event(self._event)
-        if self._watcher is not None and self._watcher is not threading.current_thread():
-            self._watcher.join(_GRACE)  # it may be ending a mount that is stuck
-        self._windows.close(self._number)
-        self._windows.close(self._event)
+        with self._lock:
+            if self._released:
+                return
+            self._released = True
+            self._windows.set_event(self._event)
+            if self._watcher is not None:
+                self._watcher.join(_GRACE)  # it may be ending a mount that is stuck
+            self._windows.close(self._number)
+            self._windows.close(self._event)
 
     def __enter__(self) -> Self:
         return self

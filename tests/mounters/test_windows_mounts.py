@@ -3,13 +3,17 @@
 import ntpath
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mounters import windows_mounts
+from mounters import controller, windows_mounts
+from mounters.controller import MountOptions
 from mounters.errors import MountError, MountPointError
+from mounters.session import Session
+from mounters.tree import Tree
 from mounters.windows_mounts import (
     Claim,
     about,
@@ -20,6 +24,7 @@ from mounters.windows_mounts import (
     root_of,
     unmount,
 )
+from tests.mounters.memory_tree import MemoryTree
 from tests.mounters.windows_model import ModelOfWindows
 
 
@@ -232,6 +237,59 @@ def test_who_serves_no_more_is_not_asked(windows: ModelOfWindows) -> None:
     held.release()
     assert asked == []
     assert windows.events == {}
+
+
+class Quick(Session):
+    """A session that mounts at a letter of the model."""
+
+    def __init__(self, windows: ModelOfWindows) -> None:
+        self._windows = windows
+        self._stopping = threading.Event()
+
+    def run(self, mounted: Callable[[], None]) -> None:
+        self._windows.letters.add("X")
+        mounted()
+        self._stopping.wait(10)
+        self._windows.letters.discard("X")
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+@pytest.fixture
+def mounting(windows: ModelOfWindows, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Have the controller mount as on Windows; return the mechanism's module."""
+    module = SimpleNamespace(open_session=lambda *_: Quick(windows))
+    monkeypatch.setattr(controller, "_choose", lambda _: "winfsp")
+    monkeypatch.setattr(controller, "importlib", SimpleNamespace(import_module=lambda _: module))
+    monkeypatch.setattr(controller, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(controller, "is_mounted", windows_mounts.is_mounted)
+    monkeypatch.setattr(controller, "root_of", lambda _: os.curdir)
+    monkeypatch.setattr(controller, "set_read_ahead", lambda *_: True)
+    return module
+
+
+def test_a_session_that_is_refused_gives_its_place_back(
+    mounting: SimpleNamespace, windows: ModelOfWindows
+) -> None:
+    def refuse(tree: Tree, mountpoint: str, options: MountOptions) -> Session:
+        raise MountError("refused", 2)
+
+    mounting.open_session = refuse
+    with pytest.raises(MountError, match="refused"):
+        controller.Mount(MemoryTree(), "X:", MountOptions())
+    assert windows.events == {}
+
+
+@pytest.mark.usefixtures("mounting")
+def test_unmounting_does_not_wait_for_who_has_mounted(windows: ModelOfWindows) -> None:
+    """A program that mounts for itself may be busy with something else when its mount is ended."""
+    mounted = controller.Mount(MemoryTree(), "X:", MountOptions())
+    mounted.wait_ready(5)
+    unmount("X:", timeout=3)
+    assert windows.letters == {"C"}
+    assert mounted.wait(1)
+    mounted.unmount()
 
 
 def test_who_sees_a_letter(windows: ModelOfWindows) -> None:
