@@ -189,7 +189,7 @@ def take_again(name: str, system: System) -> ShadowSet:
     Raises SnapshotError where one of them is gone; then the others are removed.
     """
     try:
-        record = Record.read(system.records_folder() / f"{name}.json")
+        record = Record.named(system.records_folder(), name)
     except FileNotFoundError as error:
         raise SnapshotError(
             "the shadow copies that the unfinished backup reads are gone",
@@ -212,13 +212,12 @@ def take_again(name: str, system: System) -> ShadowSet:
 
 def release(name: str, system: System) -> None:
     """Remove the shadow copies of an unfinished backup that was dropped; raises SnapshotError."""
-    path = system.records_folder() / f"{name}.json"
     try:
-        record = Record.read(path)
+        record = Record.named(system.records_folder(), name)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SnapshotError(f"can't be read: {error.strerror}", path=path) from error
+        raise SnapshotError(f"the record of shadow copies can't be read: {error.strerror}") from error
     _remove(Wmi(system), record, set())
 
 
@@ -291,6 +290,7 @@ def _make(wmi: Wmi, record: Record, volume: str, name: str, sleep: Callable[[flo
             wmi.create(volume, name, made)
             return
         except CopyInProgressError:
+            record.pending = None  # nothing was made: what comes now is that program's
             if not tries_left:
                 raise
         sleep(_WAIT)
@@ -332,12 +332,20 @@ def _remove(wmi: Wmi, record: Record, known: set[str]) -> list[str]:
 
 def _is_needed(record: Record) -> bool:
     """Whether an unfinished backup needs a record's copies; in doubt it does."""
-    return bool(record.needed_by) and (Path(record.needed_by).exists() or not _is_reachable(record))
+    if not record.needed_by or not _is_reachable(record):
+        return bool(record.needed_by)
+    try:
+        return Path(record.needed_by).exists()
+    except OSError:
+        return True
 
 
 def _is_reachable(record: Record) -> bool:
     """Whether the folder of sets can be seen in which the unfinished backup was."""
-    return Path(record.needed_by).parents[1].exists()
+    try:
+        return Path(record.needed_by).parents[1].exists()
+    except OSError:  # a share that asks for a password, a folder of somebody else
+        return False
 
 
 def _gone(copy: Recorded) -> SnapshotError:

@@ -6,7 +6,7 @@ copy has no id until then: whatever interrupts, the next start knows what may ha
 
 import contextlib
 import json
-import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from formats.files import open_stream, replace_file, sync
 from imagefs.errors import SnapshotError
+
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,22 @@ class Record:
         return cls(folder / f"{secrets.token_hex(8)}.json", owner)
 
     @classmethod
+    def named(cls, folder: Path, name: str) -> "Record":
+        """Read the one that an unfinished backup names; raises as ``read`` does.
+
+        Who can write to that backup's folder must not make us believe a file of another place.
+        """
+        if not _ID.fullmatch(name):
+            raise SnapshotError(
+                f"{name!r} names no shadow copies", hint="--discard drops the unfinished backup"
+            )
+        return cls.read(folder / f"{name}.json")
+
+    @classmethod
     def read(cls, path: Path) -> "Record":
         """Read one; raises OSError, or SnapshotError where it is damaged."""
-        data = path.read_bytes()
+        with open_stream(path) as stream:  # its owner may replace or remove it meanwhile
+            data = stream.read()
         try:
             found = json.loads(data)
             pending = found["pending"]
@@ -81,11 +97,11 @@ class Record:
         found = {key: value for key, value in asdict(self).items() if key != "path"}
         temporary = self.path.with_suffix(".new")
         try:
-            with temporary.open("wb") as stream:
+            with open_stream(temporary, "wb") as stream:
                 stream.write(json.dumps(found, indent=1).encode())
                 stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
+                sync(stream.fileno())
+            replace_file(temporary, self.path)
         except OSError as error:
             raise SnapshotError(
                 f"the record of shadow copies can't be written: {error.strerror}", path=self.path
@@ -109,5 +125,7 @@ def read_all(folder: Path) -> Iterator[Record | SnapshotError]:
                 yield Record.read(path)
             except SnapshotError as error:
                 yield error
-            except PermissionError as error:
+            except FileNotFoundError:
+                raise
+            except OSError as error:
                 yield SnapshotError(f"can't be read: {error.strerror}", path=path)

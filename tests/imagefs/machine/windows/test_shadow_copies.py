@@ -11,7 +11,7 @@ import pytest
 
 from formats.blockreader import BlockReader, FileReader
 from imagefs.errors import SnapshotError, SourceReadError
-from imagefs.machine.windows import shadow_copies
+from imagefs.machine.windows import shadow_copies, shadow_records
 from imagefs.machine.windows.shadow_copies import (
     ShadowReader,
     ShadowSet,
@@ -29,6 +29,7 @@ OLD, NEW = b"before the copy " * 4096, b"after it        " * 4096
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for no disk: processes die here, not machines."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(shadow_records, "sync", lambda _: None)
 
 
 @pytest.fixture
@@ -171,6 +172,18 @@ def test_another_program_is_waited_for_but_not_for_ever(machine: Machine, volume
     assert 3 < len(waits) < 50
     assert sum(waits) <= 120  # seconds
     assert machine.shadows == []
+
+
+def test_what_another_program_makes_meanwhile_is_not_taken_for_ours(
+    machine: Machine, volumes: dict[str, str]
+) -> None:
+    volume = next(iter(volumes))
+    machine.returned = [9] * 100
+    machine.faults = dict.fromkeys(range(1, 400), lambda: machine.add_shadow(volume, accessible=False))
+    with pytest.raises(SnapshotError, match="another program") as caught:
+        taken(machine, volumes)
+    assert not hasattr(caught.value, "__notes__")
+    assert records(machine) == []
 
 
 def test_the_oldest_of_somebody_else_is_not_pushed_out(machine: Machine, volumes: dict[str, str]) -> None:
@@ -317,6 +330,40 @@ def test_they_are_kept_while_the_folder_can_not_be_reached(
     lines = remove_leftovers(machine)
     assert len(machine.shadows) == 2
     assert any("can't be reached" in line for line in lines)
+
+
+@pytest.mark.parametrize("of", ["state.json", "sets"])
+def test_they_are_kept_while_the_folder_can_not_be_asked(
+    machine: Machine, volumes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    shadows = taken(machine, volumes)
+    state = unfinished(tmp_path)
+    shadows.needed_by(state)
+    refused = state if of == "state.json" else state.parents[1]
+    there = Path.exists
+
+    def exists(path: Path) -> bool:
+        if path == refused:
+            raise OSError(22, "The user name or password is incorrect")  # ERROR_LOGON_FAILURE, of a share
+        return there(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    shadows.close()
+    machine.dead = {"this"}
+    remove_leftovers(machine)
+    assert len(machine.shadows) == 2
+
+
+@pytest.mark.parametrize("use", [take_again, shadow_copies.release])
+def test_a_name_leads_to_no_other_folder(
+    machine: Machine, tmp_path: Path, volumes: dict[str, str], use: Callable[[str, Machine], Any]
+) -> None:
+    shadow = machine.add_shadow(next(iter(volumes)))
+    record = Record(tmp_path / "0011223344556677.json", machine.myself(), [Recorded(shadow, "v", "C:")])
+    record.save()
+    with pytest.raises(SnapshotError, match="names no shadow copies"):
+        use("../../0011223344556677", machine)
+    assert len(machine.shadows) == 1
 
 
 # --- Whatever fails, whenever ---
