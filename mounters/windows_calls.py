@@ -79,9 +79,9 @@ if sys.platform == "win32":
     _ALREADY_EXISTS = 183  # winerror.h
     _FILE_NOT_FOUND = 2
     _INVALID_PARAMETER = 87  # of OpenProcess: no such process
-    _NOT_CONNECTED = 2250
-    _BAD_DEVICE = 1200
-    _NO_NETWORK = 1222
+    # WNetGetConnectionW for a letter that is kept: connected, under a long name, or not connected now. Other
+    # codes say nothing about the letter: 1203 that some network is not there, 2250 that it is free.
+    _OF_A_NETWORK = (0, 234, 1201)
     _EVENT_MODIFY_STATE, _SYNCHRONIZE = 0x0002, 0x00100000  # winnt.h
     _PAGE_READWRITE, _FILE_MAP_READ, _FILE_MAP_WRITE = 0x04, 0x0004, 0x0002
     _TOKEN_QUERY, _TOKEN_USER, _TOKEN_ELEVATION_TYPE = 0x0008, 1, 18
@@ -166,7 +166,7 @@ if sys.platform == "win32":
         def is_remembered(self, letter: str) -> bool:
             name = ctypes.create_unicode_buffer(1024)
             code = _mpr.WNetGetConnectionW(f"{letter}:", name, ctypes.byref(_DWORD(len(name))))
-            return code not in (_NOT_CONNECTED, _BAD_DEVICE, _NO_NETWORK)
+            return code in _OF_A_NETWORK
 
         def _token(self, kind: int) -> "ctypes.Array[ctypes.c_char]":
             """Return what this process' token tells, GetTokenInformation."""
@@ -200,7 +200,7 @@ if sys.platform == "win32":
             with _Descriptor(descriptor) as attributes:
                 ctypes.set_last_error(0)
                 handle = _kernel.CreateEventW(attributes, True, False, name)
-            code = ctypes.get_last_error()
+                code = ctypes.get_last_error()  # before memory is freed, which may set it too
             if not handle:
                 raise _error(code)
             if code == _ALREADY_EXISTS:
@@ -230,8 +230,8 @@ if sys.platform == "win32":
                 handle = _kernel.CreateFileMappingW(
                     nowhere, attributes, _PAGE_READWRITE, 0, _NUMBER_SIZE, name
                 )
-            if not handle:
-                raise _error()
+                if not handle:
+                    raise _error()
             try:
                 view = self._view(handle, _FILE_MAP_WRITE)
             except OSError:

@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 import ctypes
 
-from mounters import windows_mounts
+from mounters import windows_calls, windows_mounts
 from mounters.windows_mounts import claim, event_names, free_letters, is_mounted, unmount
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -237,3 +237,35 @@ def test_events_of_the_console_end_a_command(event: int) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (130, b"imagefs: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_kept"),
+    [
+        (0, True),
+        (234, True),  # ERROR_MORE_DATA
+        (1201, True),  # ERROR_CONNECTION_UNAVAIL: not connected, but persistent
+        (2250, False),  # ERROR_NOT_CONNECTED: not redirected
+        (1222, False),  # ERROR_NO_NETWORK
+        (1203, False),  # ERROR_NO_NET_OR_BAD_PATH: nobody knows it, and some network is not there
+    ],
+)
+def test_letters_of_network_drives(monkeypatch: pytest.MonkeyPatch, code: int, is_kept: bool) -> None:
+    """The codes of WNetGetConnectionW: a network that is not there must not take every letter."""
+    monkeypatch.setattr(windows_calls._mpr, "WNetGetConnectionW", lambda *_: code)
+    assert windows_calls.calls().is_remembered("Q") is is_kept
+    assert ("Q" in free_letters()) is not is_kept
+
+
+def test_a_name_that_is_taken_is_known_whatever_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing memory may set the last error too."""
+    free = windows_calls._kernel.LocalFree
+
+    def forgetful(memory: object) -> object:
+        freed = free(memory)
+        ctypes.set_last_error(0)
+        return freed
+
+    monkeypatch.setattr(windows_calls._kernel, "LocalFree", forgetful)
+    with claim("Q:"), pytest.raises(MountPointError, match="another imagefs"):
+        claim("Q:")
