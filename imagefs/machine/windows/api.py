@@ -52,8 +52,7 @@ ERROR_NOT_ALL_ASSIGNED = 1300
 ERROR_DEVICE_REMOVED = 1617
 FVE_LOCKED_VOLUME = 0x80310000  # of BitLocker, as an HRESULT
 
-# Privileges of a token (winnt.h)
-SE_BACKUP = "SeBackupPrivilege"
+# A privilege of a token (winnt.h)
 SE_RESTORE = "SeRestorePrivilege"
 
 # GetDriveTypeW

@@ -51,36 +51,34 @@ class Pywin32:
     def records_folder(self) -> Path:
         """Return the folder of records, made where it is not there.
 
-        Everybody may make folders in ProgramData: one that an administrator did not make is not believed.
+        Everybody may make folders in ProgramData, and put another in the place of what is in their own: where
+        an administrator did not make both, it is not believed.
         """
         folder = Path(shell.SHGetKnownFolderPath(shell.FOLDERID_ProgramData)) / "imagefs" / "shadow-copies"
         attributes = win32security.SECURITY_ATTRIBUTES()
         attributes.SECURITY_DESCRIPTOR = win32security.ConvertStringSecurityDescriptorToSecurityDescriptor(
             _RIGHTS, win32security.SDDL_REVISION_1
         )
-        try:
-            for one in (folder.parent, folder):
+        for one in (folder.parent, folder):
+            try:
                 try:
                     win32file.CreateDirectory(str(one), attributes)
                 except pywintypes.error as error:
                     if error.winerror != _ALREADY_EXISTS:
                         raise
-            found = win32security.GetNamedSecurityInfo(
-                str(folder), win32security.SE_FILE_OBJECT, win32security.OWNER_SECURITY_INFORMATION
-            )
-        except pywintypes.error as error:
-            raise SnapshotError(
-                f"the records of shadow copies can't be kept: {error.strerror}",
-                path=folder,
-                hint="start the command line as an administrator",
-            ) from error
-        owner = win32security.ConvertSidToStringSid(found.GetSecurityDescriptorOwner())
-        if owner not in _OWNERS:
-            raise SnapshotError(
-                "was not made by an administrator; what it says of shadow copies is not believed",
-                path=folder,
-                hint="look at it, and remove it",
-            )
+                owner = _owner(one)
+            except pywintypes.error as error:
+                raise SnapshotError(
+                    f"the records of shadow copies can't be kept: {error.strerror}",
+                    path=one,
+                    hint="start the command line as an administrator",
+                ) from error
+            if owner not in _OWNERS:
+                raise SnapshotError(
+                    "was not made by an administrator; what it says of shadow copies is not believed",
+                    path=one,
+                    hint="look at it, and remove it",
+                )
         return folder
 
     def myself(self) -> dict[str, Any]:
@@ -92,3 +90,10 @@ class Pywin32:
         """Whether a process still runs: another of its number was started at another time."""
         number = int(owner["pid"])
         return is_running(number) and started(number) in ("", owner["started"])
+
+
+def _owner(folder: Path) -> str:
+    """Return the SID of a folder's owner; pywintypes.error passes."""
+    asked = win32security.OWNER_SECURITY_INFORMATION
+    found = win32security.GetNamedSecurityInfo(str(folder), win32security.SE_FILE_OBJECT, asked)
+    return str(win32security.ConvertSidToStringSid(found.GetSecurityDescriptorOwner()))

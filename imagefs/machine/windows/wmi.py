@@ -159,10 +159,6 @@ class Wmi:
 
         return self._run(ask)
 
-    def find(self, shadow: str) -> Copy | None:
-        """Return a shadow copy by its id, None where it is gone."""
-        return next((copy for copy in self.copies() if copy.id.lower() == shadow.lower()), None)
-
     def create(self, volume: str, name: str, made: Callable[[str], None]) -> None:
         r"""Make a persistent shadow copy of a volume (``\\?\Volume{GUID}\``, ``name`` for messages).
 
