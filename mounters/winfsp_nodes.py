@@ -11,13 +11,14 @@ is one). So a link is shown as what it leads to:
 What such a file holds is the target as it is stored, in UTF-8.
 """
 
+import errno
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from mounters.tree import Attributes, Entry, NodeType, Tree, not_found
 from mounters.winfsp_statuses import PathNotFoundError
-from mounters.winfsp_views import Rows, View, Views
+from mounters.winfsp_views import Rows, View, Views, is_possible
 
 _MOST_LINKS = 40  # on the way to one target, as Linux has it
 _KEPT = 4096  # directories by path, and links
@@ -26,6 +27,12 @@ _READONLY, _HIDDEN, _SYSTEM, _ARCHIVE = 0x1, 0x2, 0x4, 0x20
 _DIRECTORY = 0x10
 _NOT_CONTENT_INDEXED = 0x2000  # the indexer shall not read a whole image
 _PASSED_ON = _READONLY | _HIDDEN | _SYSTEM | _ARCHIVE  # the others change how files are read or copied
+
+
+class DamagedSizeError(Exception):
+    """A file is said to be of a size that no file has."""
+
+    errno = errno.EIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,7 @@ class Nodes:
             return Node(attributes, Directory(attributes.inode, directory, directory.is_linked))
         if attributes.type is NodeType.LINK:
             return self._link(directory, attributes)
-        return Node(attributes)
+        return Node(_checked(attributes))
 
     def view(self, directory: Directory) -> View:
         """Return the names of a directory."""
@@ -163,7 +170,7 @@ class Nodes:
 
     def _led_to(self, inode: int, link: Attributes) -> Attributes:
         """Return the attributes of what a link leads to; a hidden link, such as Windows makes, stays so."""
-        found = self._tree.attributes(inode)
+        found = _checked(self._tree.attributes(inode))
         own = (link.file_attributes or 0) & (_HIDDEN | _SYSTEM)
         return replace(found, file_attributes=(found.file_attributes or 0) | own) if own else found
 
@@ -194,3 +201,9 @@ class Nodes:
             return inode
         left[0] -= 1
         return self._walk(directory, self._tree.read_link(inode), left) if left[0] > 0 else None
+
+
+def _checked(attributes: Attributes) -> Attributes:
+    if not is_possible(attributes):
+        raise DamagedSizeError(f"inode {attributes.inode} cannot have {attributes.size} bytes")
+    return attributes

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from operator import itemgetter
 
-from mounters.tree import Attributes, Entry, Tree
+from mounters.tree import Attributes, Entry, NodeType, Tree
 from mounters.winfsp_folding import fold
 from mounters.winfsp_names import unique_names
 
 ENTRIES_KEPT = 100_000  # in all views together; one directory may have more
+_LONGEST_FILE = 2**63 - 4096  # bytes: Windows has signed sizes, those of whole allocation units too
 
 
 class View:
@@ -37,8 +38,13 @@ class View:
         return bisect_right(self.keys, fold(name))
 
 
+def is_possible(attributes: Attributes) -> bool:
+    """Tell whether a node has a size that Windows has: one that has not would spoil its whole directory."""
+    return attributes.type in (NodeType.DIRECTORY, NodeType.LINK) or 0 <= attributes.size <= _LONGEST_FILE
+
+
 class Rows:
-    """A view with the attributes of its entries, None where these can't be read."""
+    """A view with the attributes of its entries, None where these can't be read, or can't be."""
 
     def __init__(self, view: View, attributes: Sequence[Attributes | None]) -> None:
         self.view = view
@@ -79,7 +85,11 @@ class Views:
                     rows = self._rows.get(inode)
                 if rows is None:
                     found = self._tree.entries_with_attributes(inode)
-                    by_name = {entry.name: attributes for entry, attributes in found}
+                    by_name = {
+                        entry.name: attributes
+                        for entry, attributes in found
+                        if attributes is not None and is_possible(attributes)
+                    }
                     rows = Rows(view, [by_name.get(entry.name) for entry in view.entries])
                     with self._lock:
                         if inode in self._views:

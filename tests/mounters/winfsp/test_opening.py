@@ -52,6 +52,20 @@ def test_times_outside_of_what_windows_counts(library: FakeLibrary) -> None:
         assert 0 < info.written < 2**63
 
 
+@pytest.mark.parametrize("size", [-1, -(2**63), 2**63, 2**64 - 1, 2**64, 2**80])
+def test_a_size_that_cannot_be(library: FakeLibrary, size: int) -> None:
+    """Damage can make any size of a file: its directory is listed all the same, it is not shown as empty."""
+    tree = SmallTree()
+    attributes_of(tree, "one.bin", size=size)
+    tree.link(tree.root, "to one", "one.bin")
+    with mounted(library, tree) as volume:
+        assert {"one.bin", "big.bin", "to one"} <= {entry.name for entry in volume.list("\\")}
+        for name in ("\\one.bin", "\\to one"):
+            for ask in (volume.open, volume.find, volume.stat):
+                with refused(Status.FILE_CORRUPT_ERROR):
+                    ask(name)
+
+
 def test_numbers_of_files_are_never_0_and_never_the_same(library: FakeLibrary) -> None:
     tree = SmallTree()
     with mounted(library, tree) as volume:

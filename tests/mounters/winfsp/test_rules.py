@@ -46,7 +46,7 @@ RULES = {
     "damage is a status, and breaks nothing else": "reading.damage reading.faults_of_a_tree "
     "reading.a_file_that_cannot_be_opened_for_reading opening.a_directory_that_cannot_be_read",
     "errors come before a listing's first entry": "opening.a_damaged_directory_of_attributes "
-    "opening.the_directory_above_is_damaged",
+    "opening.the_directory_above_is_damaged opening.a_size_that_cannot_be",
     "a directory's entry is not believed": "opening.what_is_found_at_another_place",
     "no reparse points": "opening.a_reparse_point_that_is_none opening.links "
     "opening.a_link_to_what_cannot_be_read",
