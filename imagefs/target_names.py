@@ -45,12 +45,12 @@ class Made:
     def other(self, path: Path) -> Path | None:
         """Return what was made under another name and is found by this one; None: nothing is."""
         alike = [made for made in self._alike.get(_key(path), ()) if made.name != path.name]
-        other = alike[0] if alike else None
-        if other is None and may_be_short(path.name):
-            other = next((made for made in self._all.get(path.parent, ()) if _is_same(made, path)), None)
-        if other is None or not os.path.lexists(path):
+        made = self._all.get(path.parent, ()) if may_be_short(path.name) else ()
+        if not (alike or made) or not os.path.lexists(path):
             return None
-        return None if path.name in {entry.name for entry in path.parent.iterdir()} else other
+        if any(listed.name == path.name for listed in path.parent.iterdir()):
+            return None
+        return alike[0] if alike else next((other for other in made if _is_same(other, path)), None)
 
 
 def _key(path: Path) -> tuple[Path, str]:

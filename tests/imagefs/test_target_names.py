@@ -108,6 +108,19 @@ def test_a_short_name_of_another_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert doubts.other(names[0]) == names[1]
 
 
+def test_many_short_names_are_not_held_against_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is listed by its own name, or not there at all, is no other file: none need be looked at."""
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: pytest.fail("compared"))
+    names = [tmp_path / f"F~{number}.TXT" for number in range(20)]
+    doubts = Doubts(names)
+    for name in (*names, *names):
+        assert doubts.other(name) is None
+        name.touch()
+        doubts.made(name)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [("a", "A"), ("Straße", "STRASSE"), ("\u00e9", "e\u0301"), ("x", "x."), ("x", "x .. "), ("\u017f", "S")],
