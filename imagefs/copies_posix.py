@@ -2,7 +2,6 @@
 
 import errno
 import os
-import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,8 +17,6 @@ _NORMAL = 0x80  # FILE_ATTRIBUTE_NORMAL: none of the others
 _UNKNOWN = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # what other file systems say to them
 _LIMIT = 1 << 16  # bytes of an extended attribute; Linux takes no larger ones
 _TOO_LARGE = (errno.E2BIG, errno.ENOSPC, errno.ERANGE)
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
 
 FLAGS_ON_REQUEST = True  # the file attributes of NTFS have no meaning here
 
@@ -115,9 +112,7 @@ def set_security(path: Path, descriptor: bytes) -> None:
 
 
 def set_attributes(path: Path, known: Attributes, flags: int | None, times: bytes | None) -> None:
-    """Give a file its mode and times; on NTFS also ``flags``, its file attributes, and all its ``times``."""
-    if known.type is NodeType.FILE:
-        path.chmod((known.mode | stat.S_IWUSR) & 0o777 & ~_UMASK)
+    """Give a file its times; on NTFS also ``flags``, its file attributes, and all its ``times``."""
     try:
         if flags is not None and known.type is not NodeType.LINK:  # a link of ntfs-3g is one by them
             _set(path, _FLAGS, (flags or _NORMAL).to_bytes(4, "big"))

@@ -239,7 +239,9 @@ class _Copy:
                 self.result.deleted[recovery.state] += 1
         reader = self.tree.open_reader(job.attributes.inode)
         scratch = _scratch(job.target)
-        fd = open_file(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        # Its mode from the start, with the umask: setting one later undoes the rights of NTFS.
+        mode = (job.attributes.mode | stat.S_IWUSR) & 0o777
+        fd = open_file(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
             try:
                 gone = self._write(reader, fd, job.attributes.inode)

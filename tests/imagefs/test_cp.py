@@ -239,6 +239,16 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is none")
+def test_the_umask_of_the_moment(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        copy_out(HostileTree(["file"]), ["/"], tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o750
+
+
 class LoopingTree(HostileTree):
     """A directory that is in itself, by two names; it has a stream that no file here can have."""
 

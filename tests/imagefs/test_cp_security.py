@@ -8,6 +8,7 @@ import pytest
 from fixtures.mrimgx_writer import SetWriter
 from fixtures.ntfs_metadata import SYSTEM, descriptor, owners
 from fixtures.partition_tables import MIB, Volume, copy_sparse, create_file, gpt_disk
+from fixtures.tools import fuse_mount
 from fixtures.volumes import KNOWN_TIME, make_ntfs, mounted_ntfs, set_xattr
 from tests.conftest import run_imagefs
 from tests.imagefs.filesystems.ntfs.metadata import attribute_of, mounted_by_ntfs3g
@@ -56,6 +57,20 @@ def test_descriptors_onto_ntfs(image: Path, volume: Path, tmp_path: Path) -> Non
         assert descriptors(target) == wanted
         assert (target / "owners/audited").stat().st_mtime_ns == KNOWN_TIME + 700
         assert (target / "owners/second name").samefile(target / "owners/audited")
+
+
+def test_modes_undo_no_descriptors(image: Path, volume: Path, tmp_path: Path) -> None:
+    """Mounted with permissions, ntfs-3g makes new descriptors of modes that are set."""
+    target = make_ntfs(tmp_path / "target.volume", 24 * MIB, "Target")
+    mountpoint = tmp_path / "mounted"
+    with fuse_mount(mountpoint, "ntfs-3g", "-o", "no_detach,permissions", target, mountpoint) as root:
+        done = run_imagefs("cp", "--security", image, FOLDER, root)
+        assert (done.code, done.errors) == (0, "")
+    with (
+        mounted_by_ntfs3g(volume, tmp_path / "source") as source,
+        mounted_by_ntfs3g(target, mountpoint) as copied,
+    ):
+        assert descriptors(copied) == descriptors(source)
 
 
 def test_without_the_option_the_target_decides(image: Path, tmp_path: Path) -> None:
