@@ -7,6 +7,7 @@ from pathlib import Path
 from formats.errors import ReportedError
 from formats.partition_table import Kind, read_table
 from imagefs.errors import RefusedError, UsageError
+from imagefs.imaging.names import is_disk
 from imagefs.machine.windows import disks, volumes
 from imagefs.machine.windows.api import Api, ApiError
 from imagefs.machine.windows.reader import DeviceReader, open_volume
@@ -66,11 +67,9 @@ def target_path(api: Api, text: str) -> Path | None:
     r"""Return the device that ``disk1``, ``\\.\PhysicalDrive1`` or ``X:`` means, None for a file's name.
 
     A file that is called like a disk has to be named with a folder: ``.\disk1``. Raises UsageError where
-    there is no such disk or volume.
+    there is no such disk or volume, and for what might be meant as a file, or as a partition.
     """
-    lowered = text.lower()
-    digits = lowered.removeprefix("disk")
-    number = int(digits) if lowered.startswith("disk") and digits.isdecimal() else disks.disk_number(text)
+    number = _number(text) if is_disk(text) else disks.disk_number(text)
     name, root = volumes.volume_name(text), volumes.root_of(text)
     try:
         if number is not None:
@@ -86,6 +85,21 @@ def target_path(api: Api, text: str) -> Path | None:
             hint="imagefs disks lists them",
         ) from error
     return Path(name.removesuffix("\\")) if name is not None else None
+
+
+def _number(text: str) -> int:
+    """Return the number in ``disk1``, where nothing else can be meant by it."""
+    digits = text[len("disk") :]
+    what = "" if digits.isdecimal() else "is it a partition, or a file?"
+    if not what and Path(text).exists():
+        what = "is it the disk, or the file of that name here?"
+    if what:
+        raise UsageError(
+            what,
+            path=Path(text),
+            hint=rf"\\.\PhysicalDriveN is a disk, with --to-partition its partition; a file is ./{text}",
+        )
+    return int(digits)
 
 
 def find_device(api: Api, target: Path) -> WindowsDevice | None:

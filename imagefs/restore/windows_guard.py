@@ -143,7 +143,7 @@ class _Guard:
                 root = self._api.volume_path_name(place)
                 name = self._api.volume_at(root)
             except ApiError as error:
-                if place.startswith("\\\\") or self._is_remote(place):
+                if self._is_remote(place):
                     return
                 raise RefusedError(
                     f"{unknown}: {place}: {error.strerror}", path=self._target, hint=_THERE
@@ -154,7 +154,10 @@ class _Guard:
         yield from found
 
     def _is_remote(self, place: str) -> bool:
-        return self._api.drive_type(place[:2] + "\\") == calls.DRIVE_REMOTE
+        if place.upper().startswith("\\\\?\\UNC\\"):
+            return True
+        place = place.removeprefix("\\\\?\\")
+        return place.startswith("\\\\") or self._api.drive_type(place[:2] + "\\") == calls.DRIVE_REMOTE
 
     def _meets(self, volume: Volume) -> bool:
         """Whether writing the target changes a volume, or what it lies on can't be told."""
@@ -228,7 +231,7 @@ def refuse_on_source(api: Api, target: Path, folder: Path, protected: Sequence[P
             mine = volumes.look_at(api, api.volume_at(api.volume_path_name(str(folder))))
         except ApiError:
             continue  # on no disk of this machine
-        if mine.name == name or any(extent.disk == number for extent in mine.extents):
+        if mine.name.lower() == (name or "").lower() or any(extent.disk == number for extent in mine.extents):
             raise RefusedError(
                 f"lies on the source, {path}", path=target, hint="name a target on another disk"
             )

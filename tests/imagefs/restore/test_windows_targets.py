@@ -173,6 +173,17 @@ def test_names_of_what_is_not_there(machine: Machine, text: str) -> None:
         windows_disks.target_path(machine.windows, text)
 
 
+@pytest.mark.parametrize("text", ["disk1", "Disk1/p2", r"disk1\p2"])
+def test_what_may_be_a_file_is_not_overwritten_as_a_disk(
+    machine: Machine, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(machine.folder)
+    Path("disk1").touch()
+    with pytest.raises(UsageError, match="file") as caught:
+        windows_disks.target_path(machine.windows, text)
+    assert f"./{text}" in caught.value.hint
+
+
 # --- Volumes ---
 
 
@@ -322,6 +333,41 @@ def test_a_file_on_the_source(machine: Machine) -> None:
         with pytest.raises(RefusedError, match="lies on the source"):
             windows_guard.refuse_on_source(machine.windows, folder / "new", folder, [Path(source)])
     windows_guard.refuse_on_source(machine.windows, folder / "new", folder, [Path(DISK), folder])
+
+
+def test_a_file_on_a_source_that_is_written_in_capitals(machine: Machine) -> None:
+    letters = "{abcdef00-0000-0000-0000-000000000001}"
+    (there,) = [one for one in machine.windows.all_volumes if one.roots == ("C:\\",)]
+    there.name = rf"\\?\Volume{letters}" + "\\"
+    folder = machine.folder
+    with pytest.raises(RefusedError, match="lies on the source"):
+        source = Path(rf"\\?\VOLUME{letters.upper()}")
+        windows_guard.refuse_on_source(machine.windows, folder / "new", folder, [source])
+
+
+@pytest.mark.parametrize(
+    ("source", "is_refused"),
+    [
+        (r"\\?\Q:\set.mrimgx", True),
+        (r"\\?\T:\set.mrimgx", False),
+        (r"\\?\unc\server\share\set.mrimgx", False),
+        (r"\\server\share\set.mrimgx", False),
+    ],
+)
+def test_a_source_of_which_it_is_not_known_where_it_lies(
+    machine: Machine, source: str, is_refused: bool
+) -> None:
+    machine.windows.places, machine.windows.remote = {"C:": "C:\\"}, {"T:\\"}
+
+    def look() -> None:
+        guard = windows_guard.refuse_unsafe_device
+        guard(machine.windows, Path(DISK), protected=[Path(source)], needed=[WINDOWS])
+
+    if is_refused:
+        with pytest.raises(RefusedError, match="can't tell where the source lies"):
+            look()
+    else:
+        look()
 
 
 def test_read_only_disks(machine: Machine, gpt: Saved) -> None:
