@@ -173,7 +173,7 @@ class WritableWindows(Windows):
             if path.startswith(prefix):
                 return root
         for volume in self.all_volumes:
-            for root in volume.roots:
+            for root in map(str, volume.roots):
                 if path.lower().startswith(root.lower()):
                     return root
         raise error(3, "GetVolumePathNameW")
