@@ -29,8 +29,8 @@ def cp(
         bool,
         typer.Option(
             "--streams",
-            help="Copy named streams too: as user. extended attributes, on Windows as streams. On NTFS also"
-            " the time of creation and the file attributes.",
+            help="Copy named streams too: as user. extended attributes, on Windows as streams; from Linux"
+            " onto NTFS the time of creation and the file attributes as well.",
         ),
     ] = False,
     security: Annotated[
