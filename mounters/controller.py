@@ -26,6 +26,7 @@ from mounters.mountpoints import LINUX, check_mountpoint, find_mount, set_read_a
 from mounters.session import MountOptions, Session
 from mounters.tree import Tree
 from mounters.windows_mounts import Claim, claim, root_of, winfsp_problem
+from mounters.winfsp_binding import INSTALL_WINFSPY
 
 if sys.platform == "win32":
     from mounters.windows_mounts import is_mounted, probe, real_path, unmount
@@ -71,7 +72,7 @@ MECHANISMS = {  # in the order of preference
     "mfusepy": Mechanism(
         "mounters.fusepy_windows" if sys.platform == "win32" else "mounters.fusepy_mount",
         ("linux", "darwin", "freebsd", "win32"),
-        "pip install imagefs[windows]" if sys.platform == "win32" else "pip install 'imagefs[fuse]'",
+        INSTALL_WINFSPY if sys.platform == "win32" else "pip install 'imagefs[fuse]'",
     ),
 }
 

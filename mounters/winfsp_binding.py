@@ -9,13 +9,15 @@ from mounters.errors import MountError, MountPointError
 
 # The licence of WinFsp asks programs under other free licences for this (https://github.com/winfsp/winfsp,
 # License.txt): shown to users, with a link.
-NOTICE = "WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos (https://github.com/winfsp/winfsp)"
+NOTICE = (
+    "WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos (https://github.com/winfsp/winfsp)"
+)
 
 INSTALL_WINFSP = "install WinFsp from https://winfsp.dev (or: winget install WinFsp.WinFsp)"
-INSTALL_WINFSPY = "pip install 'imagefs[windows]'"
+INSTALL_WINFSPY = "pip install imagefs[windows]"  # without quotes, which cmd.exe would pass on
 NO_WHEELS = (
     "winfspy has no wheels for Python 3.12 and later: use Python 3.11, or the mechanism mfusepy "
-    "(pip install 'imagefs[windows]' brings it)"
+    f"({INSTALL_WINFSPY} brings it)"
 )
 _LAST_WITH_WHEELS = (3, 11)
 GLOBAL = "\\\\.\\"  # before a letter: one that the whole machine sees

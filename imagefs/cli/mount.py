@@ -113,7 +113,7 @@ def serving_command(
     """Return the command line of the process that serves the mount."""
     options = [word for option, text in texts if text for word in (option, text)]
     return [
-        *(sys.executable, "-m", "imagefs", "mount", "--foreground"),
+        *(sys.executable, "-P", "-m", "imagefs", "mount", "--foreground"),  # -P: nothing of the folder we are in
         *flags,
         *options,
         *("--", source),

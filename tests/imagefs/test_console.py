@@ -162,7 +162,17 @@ def test_the_serving_command() -> None:
     texts = [("--mechanism", "auto"), ("--volume", ""), ("--network", "\\\\imagefs\\disk")]
     command = mount_command.serving_command("-a b.mrimgx", "", flags=["--deleted"], texts=texts)
     assert command == [
-        *(sys.executable, "-m", "imagefs", "mount", "--foreground", "--deleted", "--mechanism", "auto"),
+        *(sys.executable, "-P", "-m", "imagefs", "mount", "--foreground", "--deleted", "--mechanism", "auto"),
         *("--network", "\\\\imagefs\\disk", "--", "-a b.mrimgx"),
     ]
     assert mount_command.serving_command("a", "X:", flags=[], texts=[])[-3:] == ["--", "a", "X:"]
+
+
+def test_what_serves_loads_nothing_from_where_it_is_started(tmp_path: Path) -> None:
+    """A folder of downloads may hold anything."""
+    for name in ("imagefs.py", "typer.py", "mounters.py"):
+        (tmp_path / name).write_text("raise SystemExit(99)\n")
+    command = mount_command.serving_command("absent.mrimgx", "nowhere", flags=[], texts=[])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"absent.mrimgx" in done.stderr

@@ -147,8 +147,9 @@ def test_without_winfspy_or_winfsp(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "version_info", (3, 11, 0))
         patch.setattr(importlib, "import_module", fail)
-        with pytest.raises(type(error), match=hint):
+        with pytest.raises(type(error), match=hint) as caught:
             winfsp_binding.load()
+        assert "'" not in str(caught.value), "cmd.exe takes a quote for a part of the name"
 
 
 def test_a_letter_in_use(library: FakeLibrary) -> None:
