@@ -113,7 +113,8 @@ def serving_command(
     """Return the command line of the process that serves the mount."""
     options = [word for option, text in texts if text for word in (option, text)]
     return [
-        *(sys.executable, "-P", "-m", "imagefs", "mount", "--foreground"),  # -P: nothing of the folder we are in
+        # -P: of the folder that it is started in nothing is loaded.
+        *(sys.executable, "-P", "-m", "imagefs", "mount", "--foreground"),
         *flags,
         *options,
         *("--", source),
