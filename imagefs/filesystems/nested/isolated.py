@@ -148,15 +148,15 @@ class Isolated:
     def _receive(self, patience: float, limit: int) -> tuple[int, bytes]:
         """Return the worker's next message, of at most ``limit`` bytes."""
         deadline = time.monotonic() + patience
-        length, kind = HEADER.unpack(self._exactly(HEADER.size, patience))
+        length, kind = HEADER.unpack(self._exactly(HEADER.size, deadline))
         if length > limit:
             raise self._broken("the library that reads it answered nonsense")
-        return kind, self._exactly(length, deadline - time.monotonic())
+        return kind, self._exactly(length, deadline)
 
-    def _exactly(self, length: int, patience: float) -> bytes:
+    def _exactly(self, length: int, deadline: float) -> bytes:
         received = self._received
         while len(received) < length:
-            piece = self._worker.read(max(length - len(received), 1 << 16), patience)
+            piece = self._worker.read(max(length - len(received), 1 << 16), deadline - time.monotonic())
             if not piece and self._worker.is_late:
                 raise self._broken("the library that reads it has not gone on in time")
             if not piece:

@@ -13,7 +13,9 @@ from formats.blockreader import BlockReader, FileReader
 from formats.errors import DamagedError, ReadError
 from imagefs.errors import SourceReadError
 from imagefs.filesystems.nested import isolated
+from imagefs.filesystems.nested import worker as worker_module
 from imagefs.filesystems.nested.isolated import Isolated, IsolatedReader
+from imagefs.filesystems.nested.worker import HEADER, JSON
 
 
 class Interrupted(BlockReader):
@@ -72,6 +74,23 @@ def test_a_worker_that_hangs(lower: Interrupted, monkeypatch: pytest.MonkeyPatch
             reader.read_at(0, 1 << 20)
     assert 0.5 <= time.monotonic() - started < 5
     assert worker.process.poll() == -signal.SIGKILL
+
+
+def test_a_worker_that_answers_a_byte_at_a_time(
+    lower: Interrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte gives it no more time."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, time\n"
+        f"os.write(1, {HEADER.pack(1000, JSON)!r})\n"
+        "for _ in range(100):\n    time.sleep(0.1)\n    os.write(1, b' ')\n"
+    )
+    monkeypatch.setattr(worker_module, "__file__", str(script))
+    for name in ("PATIENCE", "LONGEST"):
+        monkeypatch.setattr(isolated, name, 0.5)
+    with pytest.raises(DamagedError, match="has not gone on in time"):
+        Isolated("shadows", [lower], "disk0/p1")
 
 
 def test_a_worker_that_needs_too_much_memory(lower: Interrupted, monkeypatch: pytest.MonkeyPatch) -> None:
