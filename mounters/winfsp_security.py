@@ -1,7 +1,8 @@
 """Security descriptors in self-relative form ([MS-DTYP] 2.4.6): who may read what is mounted."""
 
 import struct
-import sys
+
+from mounters.windows_calls import calls
 
 _HEADER = struct.Struct("<BxHIIII")  # revision, control, owner, group, SACL, DACL
 _ACL = struct.Struct("<BxHHxx")  # revision, size, count of ACEs
@@ -55,10 +56,13 @@ def descriptor_for(*readers: str) -> bytes:
 
 
 def own_descriptor(*, allow_other: bool) -> bytes:
-    """Return the descriptor of everything mounted: for the user of this process, or for everyone."""
+    """Return the descriptor of everything mounted: for the user of this process, or for everyone.
+
+    Raises OSError where it cannot be found out who that is.
+    """
     if allow_other:
         return descriptor_for(EVERYONE)
-    return descriptor_for(*dict.fromkeys((SYSTEM, ADMINISTRATORS, current_user())))
+    return descriptor_for(*dict.fromkeys((SYSTEM, ADMINISTRATORS, calls().user())))
 
 
 def is_usable(descriptor: bytes) -> bool:
@@ -139,53 +143,3 @@ def _aces(data: bytes | bytearray, acl: int) -> list[tuple[int, int, int]]:
         found.append((at, kind, mask))
         at += length
     return found
-
-
-def sid_text(sid: bytes) -> str:
-    """Return a stored SID as text ([MS-DTYP] 2.4.2.1)."""
-    authority = int.from_bytes(sid[2:8], "big")
-    parts = struct.unpack_from(f"<{sid[1]}I", sid, 8)
-    return "-".join(("S", str(sid[0]), str(authority), *map(str, parts)))
-
-
-if sys.platform == "win32":
-    import ctypes
-    from ctypes import wintypes
-
-    _TOKEN_QUERY = 0x0008
-    _TOKEN_USER = 1  # TokenUser of TOKEN_INFORMATION_CLASS
-
-    def current_user() -> str:
-        """Return the SID of the user of this process (GetTokenInformation). Raises OSError."""
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        advapi = ctypes.WinDLL("advapi32", use_last_error=True)
-        kernel.GetCurrentProcess.restype = wintypes.HANDLE
-        kernel.CloseHandle.argtypes = [wintypes.HANDLE]
-        advapi.OpenProcessToken.argtypes = [wintypes.HANDLE, wintypes.DWORD, ctypes.POINTER(wintypes.HANDLE)]
-        advapi.GetTokenInformation.argtypes = [
-            wintypes.HANDLE,
-            ctypes.c_int,
-            ctypes.c_void_p,
-            wintypes.DWORD,
-            ctypes.POINTER(wintypes.DWORD),
-        ]
-        token = wintypes.HANDLE()
-        if not advapi.OpenProcessToken(kernel.GetCurrentProcess(), _TOKEN_QUERY, ctypes.byref(token)):
-            raise ctypes.WinError(ctypes.get_last_error())
-        try:
-            buffer = ctypes.create_string_buffer(256)  # a pointer, attributes and a SID of at most 68 bytes
-            size = wintypes.DWORD()
-            if not advapi.GetTokenInformation(token, _TOKEN_USER, buffer, len(buffer), ctypes.byref(size)):
-                raise ctypes.WinError(ctypes.get_last_error())
-            place = ctypes.c_void_p.from_buffer(buffer).value
-            assert place is not None
-            count = ctypes.string_at(place + 1, 1)[0]
-            return sid_text(ctypes.string_at(place, 8 + 4 * count))
-        finally:
-            kernel.CloseHandle(token)
-
-else:
-
-    def current_user() -> str:
-        """Raise OSError: only users of Windows have a SID."""
-        raise OSError("only users of Windows have a SID")

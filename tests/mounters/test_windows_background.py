@@ -269,3 +269,7 @@ def test_a_name_that_is_taken_is_known_whatever_comes_after(monkeypatch: pytest.
     monkeypatch.setattr(windows_calls._kernel, "LocalFree", forgetful)
     with claim("Q:"), pytest.raises(MountPointError, match="another imagefs"):
         claim("Q:")
+
+
+def test_the_user_of_a_process() -> None:
+    assert windows_calls.calls().user().startswith("S-1-5-21-")

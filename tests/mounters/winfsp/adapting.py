@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -83,7 +84,7 @@ def mounted(library: FakeLibrary, tree: Tree, mountpoint: str = "X:", **options:
 @contextmanager
 def as_user() -> Iterator[None]:
     """Have the mount be that of the stand-ins' user."""
-    with patch("mounters.winfsp_security.current_user", lambda: USER):
+    with patch("mounters.winfsp_security.calls", lambda: SimpleNamespace(user=lambda: USER)):
         yield
 
 
