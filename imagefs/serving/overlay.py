@@ -89,7 +89,6 @@ class Overlay:
             raise RefusedError("is no regular file", path=self.path)
         self._take()
         end = self._data + owner.size
-        make_sparse(self._fd)
         size = os.fstat(self._fd).st_size  # now that nobody else writes
         if not size:
             _write_all(self._fd, [memoryview(build_header(owner))], 0)
@@ -106,6 +105,7 @@ class Overlay:
                     hint="each disk of each point needs an overlay of its own",
                 )
         if size == HEADER_SIZE:  # new, or its beginning was interrupted: nothing was written to it
+            make_sparse(self._fd)
             truncate(self._fd, end)
             sync(self._fd)
         elif size != end:

@@ -16,6 +16,7 @@ from fixtures.damage import flip_byte, truncate
 from formats.blockreader import BlockReader, BytesReader, ConcatReader, ZeroReader
 from formats.errors import DamagedError, ReportedError, UnsupportedError
 from imagefs.errors import RefusedError, TargetWriteError
+from imagefs.serving import overlay as serving_overlay
 from imagefs.serving.overlay import Overlay
 from imagefs.serving.overlay_layout import BLOCK_SIZE, MAGIC, Owner
 
@@ -242,11 +243,14 @@ def test_in_use(tmp_path: Path) -> None:
     opened(tmp_path / "overlay").close()
 
 
-def test_what_is_no_overlay_is_not_touched(tmp_path: Path) -> None:
+def test_what_is_no_overlay_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "holiday.jpg"
     path.write_bytes(b"a picture" * 1000)
+    marked: list[int] = []  # as sparse, which on Windows stays with the file
+    monkeypatch.setattr(serving_overlay, "make_sparse", marked.append)
     with pytest.raises(RefusedError, match="is no overlay"):
         opened(path)
+    assert not marked
     assert path.read_bytes() == b"a picture" * 1000
     with pytest.raises(TargetWriteError, match="Is a directory"):
         opened(tmp_path)
@@ -254,10 +258,13 @@ def test_what_is_no_overlay_is_not_touched(tmp_path: Path) -> None:
         opened(Path("/dev/null"))
 
 
-def test_an_empty_file_becomes_one(tmp_path: Path) -> None:
+def test_an_empty_file_becomes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "overlay"
     path.touch()
+    marked: list[int] = []
+    monkeypatch.setattr(serving_overlay, "make_sparse", marked.append)
     with opened(path) as overlay:
+        assert len(marked) == 1
         assert everything(overlay) == base_bytes()
 
 
