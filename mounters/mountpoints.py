@@ -74,8 +74,7 @@ def probe(path: str, timeout: float = 2.0) -> int | None:
 
     def ask() -> None:
         try:
-            if sys.platform != "win32":
-                os.statvfs(path)
+            shutil.disk_usage(path)
         except OSError as error:
             answers.append(error.errno or errno.EIO)
         else:

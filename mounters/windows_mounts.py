@@ -6,12 +6,10 @@ waits for a named event, which others set to have it end. Windows takes the moun
 ended away itself: there are no dead mounts.
 """
 
-import errno
 import hashlib
 import ntpath
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Self
 
+from mounters import mountpoints
 from mounters.errors import MountError, MountPointError
 from mounters.windows_calls import Calls, calls
 
@@ -98,20 +97,7 @@ def free_letters() -> list[str]:
 
 def probe(path: str, timeout: float = 2.0) -> int | None:
     """Ask the file system at a mount point's one form; return 0, its errno, or None without an answer."""
-    answers: list[int] = []
-
-    def ask() -> None:
-        try:
-            shutil.disk_usage(root_of(path))
-        except OSError as error:
-            answers.append(error.errno or errno.EIO)
-        else:
-            answers.append(0)
-
-    thread = threading.Thread(target=ask, name="mount-probe", daemon=True)  # it may wait for ever
-    thread.start()
-    thread.join(timeout)
-    return answers[0] if answers else None
+    return mountpoints.probe(root_of(path), timeout)
 
 
 def is_hidden(mountpoint: str) -> bool:
