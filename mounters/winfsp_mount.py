@@ -1,17 +1,14 @@
 r"""Mount a tree on Windows through WinFsp.
 
 The forms of a mount point are "X:", a drive letter of the user's own; ``\\.\X:``, one for the whole machine,
-for which administrators may ask; a directory that does not exist; and "", the next free letter from Z
-downwards. One process can hold several mounts. Nothing of the process may read from them through a map of
-a file while it holds the interpreter's lock.
+for which administrators may ask; and a directory that does not exist. One process can hold several mounts.
+Nothing of the process may read from them through a map of a file while it holds the interpreter's lock.
 """
 
-import logging
 import re
-import string
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,6 @@ from mounters.winfsp_names import LONGEST_NAME
 from mounters.winfsp_operations import ALLOCATION_UNIT, BINDING, SECTOR, Operations, filetime
 from mounters.winfsp_security import own_descriptor
 
-log = logging.getLogger(__name__)
-
-LETTERS = string.ascii_uppercase[:2:-1]  # Z to D
 _FOREVER = 0xFFFFFFFF  # ms; this value alone lets Windows cache data and read ahead
 _POLL = 0.5  # seconds
 _LONGEST_PREFIX = 95  # UTF-16 units
@@ -39,13 +33,10 @@ def open_session(tree: Tree, mountpoint: str, options: MountOptions) -> Session:
 
 
 class WinfspSession(Session):
-    """A mount through WinFsp.
-
-    ``mountpoint`` is where it is: of "" that is known when ``run`` calls ``mounted``.
-    """
+    """A mount through WinFsp."""
 
     def __init__(self, tree: Tree, mountpoint: str, options: MountOptions) -> None:
-        self.mountpoint = mountpoint
+        self._mountpoint = mountpoint
         self._options = options
         self._parameters = volume_parameters(options)
         self._operations = Operations(
@@ -73,38 +64,21 @@ class WinfspSession(Session):
         self._stopping.set()
 
     def _mount(self) -> Any:
-        """Return the file system, mounted at the first place that can be had."""
-        refused: MountError | None = None
-        for place in self._places():
-            file_system = create(BINDING, place, self._operations, dict(self._parameters))
-            try:
-                start(BINDING, file_system)
-            except MountPointError as error:  # taken since it was found free
-                refused = error
-                continue
-            self.mountpoint = place
-            return file_system
-        raise refused or MountPointError("no drive letter is free")
-
-    def _places(self) -> Iterator[str]:
-        """Give where to mount; more than one place where any letter will do."""
+        """Return the file system, mounted."""
         network = bool(self._options.network)
-        if self.mountpoint:
-            check_place(self.mountpoint, network=network)
-            if not preflight(BINDING, self.mountpoint, network=network):
-                raise MountPointError(f"{self.mountpoint} is in use")
-            yield self.mountpoint
-            return
-        for letter in LETTERS:
-            if preflight(BINDING, f"{letter}:", network=network):
-                yield f"{letter}:"
+        check_place(self._mountpoint, network=network)
+        if not preflight(BINDING, self._mountpoint, network=network):
+            raise MountPointError(f"{self._mountpoint} is in use")
+        file_system = create(BINDING, self._mountpoint, self._operations, dict(self._parameters))
+        start(BINDING, file_system)
+        return file_system
 
     def _wait(self, file_system: Any) -> None:
         """Wait until the mount is to end. Raises MountError when the driver ends it."""
         while not self._stopping.wait(_POLL):
             result = dispatcher_result(BINDING, file_system)
             if not succeeded(result):
-                raise MountError(f"{self.mountpoint}: WinFsp has ended the mount ({result:#010x})")
+                raise MountError(f"{self._mountpoint}: WinFsp has ended the mount ({result:#010x})")
 
 
 def _descriptor(options: MountOptions) -> bytes:

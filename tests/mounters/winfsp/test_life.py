@@ -56,15 +56,6 @@ def test_a_letter_taken_at_the_last_moment(library: FakeLibrary, monkeypatch: py
     assert not library.volumes
 
 
-def test_the_next_letter_where_one_was_taken(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mounters import winfsp_mount
-
-    monkeypatch.setattr(winfsp_mount, "preflight", lambda *_, **__: True)
-    library.letters_in_use = {"Z:", "Y:"}
-    with mounted(library, SmallTree(), "") as volume:
-        assert volume.native.mountpoint == "X:"
-
-
 def test_a_root_that_cannot_be_read(library: FakeLibrary) -> None:
     tree = SmallTree()
     tree.nodes[tree.root].lost = True
@@ -157,19 +148,6 @@ def test_a_letter_in_use(library: FakeLibrary) -> None:
     with pytest.raises(MountPointError, match="in use"):
         start(library)
     assert not library.volumes, "found out before a volume was made"
-
-
-def test_the_next_free_letter(library: FakeLibrary) -> None:
-    library.letters_in_use = {"Z:", "X:"}
-    with mounted(library, SmallTree(), "") as volume:
-        assert volume.native.mountpoint == "Y:"
-        assert volume.stat("\\one.bin").size == 12_345
-
-
-def test_no_free_letter(library: FakeLibrary) -> None:
-    library.letters_in_use = {f"{chr(number)}:" for number in range(65, 91)}
-    with pytest.raises(MountPointError, match="no drive letter"):
-        start(library, "")
 
 
 def test_a_letter_of_the_whole_machine(library: FakeLibrary) -> None:

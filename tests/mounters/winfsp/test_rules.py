@@ -22,8 +22,6 @@ RULES = {
     "the driver may end the mount": "life.an_end_that_the_driver_makes",
     "a process has several volumes": "life.two_volumes_of_one_process",
     "letters are stacked: preflight first": "life.a_letter_in_use",
-    "winfspy can't choose a letter": "life.the_next_free_letter life.the_next_letter_where_one_was_taken "
-    "life.no_free_letter",
     "letters of the mount manager": "life.a_letter_of_the_whole_machine",
     "a directory must not exist, and goes": "life.a_directory life.a_directory_that_cannot_be_made",
     "network prefixes: one backslash, two parts, 95 units": "life.a_network_drive "
