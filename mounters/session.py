@@ -21,7 +21,7 @@ class MountOptions:
     label: str = ""
     serial: int = 0  # 32 bits; 0: made of the source's name
     created: int = 0  # nanoseconds since 1970-01-01 UTC; 0: not known
-    network: str = ""  # \\\\server\\share: the name as a network drive; "": a disk
+    network: str = ""  # \\server\share: the name as a network drive; "": a disk
     original_security: bool = False  # NTFS's own descriptors instead of one that lets in the mounting user
 
 
