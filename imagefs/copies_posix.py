@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def link_text(text: str) -> str:
     return text
 
 
-def make_link(link: Path, text: str, *, is_directory: bool) -> None:
+def make_link(link: Path, text: str, leads_to_directory: Callable[[], bool]) -> None:
     """Make a symbolic link."""
-    del is_directory  # Windows wants to know
+    del leads_to_directory  # Windows wants to know
     link.symlink_to(text)
 
 

@@ -103,8 +103,9 @@ def link_text(text: str) -> str:
     return "\\".join(part if part in ("", ".", "..") else windows_name(part) for part in parts)
 
 
-def make_link(link: Path, text: str, *, is_directory: bool) -> None:
+def make_link(link: Path, text: str, leads_to_directory: Callable[[], bool]) -> None:
     """Make a symbolic link; says what it takes."""
+    is_directory = leads_to_directory()
     try:
         link.symlink_to(text, target_is_directory=is_directory)
     except OSError as error:

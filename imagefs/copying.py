@@ -223,9 +223,12 @@ class _Copy:
         text = self.tree.read_link(job.attributes.inode)
         self._refuse_existing(job.target)
         scratch = _scratch(job.target)
-        is_directory = leads_to_directory(self.tree, job.path, job.attributes.inode, text)
         try:
-            system.make_link(scratch, system.link_text(text), is_directory=is_directory)
+            system.make_link(
+                scratch,
+                system.link_text(text),
+                lambda: leads_to_directory(self.tree, job.path, job.attributes.inode, text),
+            )
             self._put(scratch, job)
         except BaseException:
             system.discard(scratch)
