@@ -4,7 +4,6 @@ import errno
 import hashlib
 import random
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -184,13 +183,13 @@ def test_what_is_slow_stops_nothing_else(library: FakeLibrary, what: str) -> Non
         def open(self, inode: int) -> MemoryHandle:
             if what == "open" and inode == 1:
                 began.set()
-                go.wait(20)
+                go.wait(60)
             return super().open(inode)
 
         def entries(self, inode: int) -> list[Entry]:
             if what == "entries" and inode == self.nodes[self.root].children["many"]:
                 began.set()
-                go.wait(20)
+                go.wait(60)
             return super().entries(inode)
 
     tree = Slow()
@@ -201,7 +200,7 @@ def test_what_is_slow_stops_nothing_else(library: FakeLibrary, what: str) -> Non
     def late(offset: int, length: int) -> bytes:
         if what == "read":
             began.set()
-            go.wait(20)
+            go.wait(60)
         return whole(offset, length)
 
     node.read = late
@@ -217,12 +216,11 @@ def test_what_is_slow_stops_nothing_else(library: FakeLibrary, what: str) -> Non
         slow.start()
         try:
             assert began.wait(10)
-            start = time.monotonic()
             assert volume.content("\\big.bin") == tree.bytes_of("big.bin")
             assert volume.list("\\dir")
             assert volume.stat("\\one.bin").size == 12_345
             assert volume.find("\\dir\\sub").name == "sub"
-            assert time.monotonic() - start < 10
+            assert slow.is_alive()
         finally:
             go.set()
             slow.join(20)

@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -42,27 +41,25 @@ def test_what_comes_behind_a_name() -> None:
 def test_100_000_names() -> None:
     names = [f"File {number:06}.TXT" for number in range(100_000)]
     random.Random(1).shuffle(names)
-    started = time.process_time()
     view = view_of(*names)
-    assert time.process_time() - started < 5
     assert len(view) == 100_000
     seen = 0
-    started = time.process_time()
     while seen < len(view):  # page by page
         seen = view.after(view.names[min(seen + 449, len(view) - 1)])
     assert all(view.find(name.lower()) is not None for name in names[:1000])
-    assert time.process_time() - started < 1
 
 
 class CountingTree(MemoryTree):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[int] = []
-        self.delay = 0.0
+        self.began, self.go = threading.Event(), threading.Event()
+        self.go.set()
 
     def entries(self, inode: int) -> list[Entry]:
         self.asked.append(inode)
-        time.sleep(self.delay)
+        self.began.set()
+        self.go.wait(60)
         return super().entries(inode)
 
 
@@ -107,14 +104,15 @@ def test_a_directory_is_made_once_for_all_who_ask_and_holds_up_no_other() -> Non
     views = Views(tree)
     slow, quick = tree.resolve("odd"), tree.resolve("dir")
     views.of(quick)
-    tree.delay = 0.5
+    tree.began.clear()
+    tree.go.clear()
     threads = [threading.Thread(target=views.of, args=(slow,)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
-    started = time.monotonic()
+    assert tree.began.wait(60)
     views.of(quick)
-    assert time.monotonic() - started < 0.3
+    assert all(thread.is_alive() for thread in threads)
+    tree.go.set()
     for thread in threads:
         thread.join()
     assert tree.asked.count(slow) == 1
