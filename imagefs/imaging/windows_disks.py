@@ -24,7 +24,7 @@ from imagefs.imaging.source_disk import (
 )
 from imagefs.machine.windows import disks, shadow_copies, volumes
 from imagefs.machine.windows.api import Api, ApiError
-from imagefs.machine.windows.disks import PhysicalDisk
+from imagefs.machine.windows.disks import POOLS, PhysicalDisk
 from imagefs.machine.windows.layouts import FSCTL_LOCK_VOLUME
 from imagefs.machine.windows.reader import DeviceReader, open_volume, read_error
 from imagefs.machine.windows.shadow_copies import ShadowReader, ShadowSet
@@ -38,12 +38,6 @@ _SPECIAL = {
     "DE94BBA4-06D1-4D40-A16A-BFD50179D6AC": "recovery partition",
     "EF": "EFI system partition",
     "27": "recovery partition",
-}
-# What makes volumes of several disks: it is no volume itself.
-_POOLS = {
-    "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D": "a storage pool",
-    "AF9B60A0-1431-4F62-BC68-3311714A69AD": "dynamic volumes",
-    "42": "dynamic volumes",
 }
 
 
@@ -163,7 +157,7 @@ class _Opening:
             return 1 if (extent.offset, extent.size) == (0, raw.size) else None
         for entry in table.partitions:
             if (entry.offset, entry.size) == (extent.offset, extent.size) and entry.kind is not Kind.EXTENDED:
-                return entry.number if entry.type not in _POOLS else None
+                return entry.number if entry.type not in POOLS else None
         return None
 
     # --- What is read of each partition ---
@@ -225,7 +219,7 @@ class _Opening:
             if volume.file_system and volume.touches(disk.number, disk.spans)
         ]
         for part in disk.partitions:
-            kind = _POOLS.get(part.entry.type) if part.entry is not None else None
+            kind = POOLS.get(part.entry.type) if part.entry is not None else None
             if kind is not None:
                 lines.append(f"partition {part.number} belongs to {kind}")
         if lines and not self._wanted.live:

@@ -5,13 +5,13 @@ import mmap
 import os
 import stat
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from formats.blockreader import BlockReader, Extent
 from formats.files import read_at, read_into
 from imagefs.errors import SourceReadError
+from imagefs.machine.raw import AlignedMemory, failing_unit
 from imagefs.machine.sparse import allocated
 
 _PAGE = mmap.PAGESIZE
@@ -57,7 +57,7 @@ class RawReader(BlockReader):
         self.path = path
         self.direct = False
         self._fd = fd
-        self._buffers = threading.local()
+        self._memory = AlignedMemory()
         try:
             self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
             super().__init__(os.lseek(fd, 0, os.SEEK_END))
@@ -76,7 +76,7 @@ class RawReader(BlockReader):
         try:
             if not _pass_cache_by(self._fd, on=True):
                 return False
-            read_into(self._fd, self._buffer(self._unit), 0)
+            read_into(self._fd, self._memory.take(self._unit), 0)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 _pass_cache_by(self._fd, on=False)
@@ -95,7 +95,9 @@ class RawReader(BlockReader):
         try:
             return self._read_range(offset, length)
         except OSError as error:
-            place, lost = self._narrow(offset, length) if error.errno in _LOCAL else (offset, length)
+            place, lost = offset, length
+            if error.errno in _LOCAL:
+                place, lost = failing_unit(offset, length, self._unit, self._fails)
             raise SourceReadError(
                 f"{error.strerror or error} at {place}+{lost}", path=self.path, offset=place, length=lost
             ) from error
@@ -130,30 +132,9 @@ class RawReader(BlockReader):
         """Read some bytes from ``offset`` on, by whole units into memory that is aligned to them."""
         first = offset - offset % self._unit
         span = min(end + -end % self._unit - first, _DIRECT_STEP)
-        buffer = self._buffer(span)
+        buffer = self._memory.take(span)
         got = read_into(self._fd, buffer, first)  # ends short where the device does
         return bytes(buffer[offset - first : min(got, end - first)])
-
-    def _buffer(self, length: int) -> memoryview:
-        """Return aligned memory that is this thread's own until it asks again."""
-        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, length))
-        return buffer[:length]
-
-    def _narrow(self, offset: int, length: int) -> tuple[int, int]:
-        """Return the first unit of a failed range that fails by itself: its offset and length.
-
-        Where none does, the medium has come round meanwhile, and the range is returned as it was.
-        """
-        low, high = offset, offset + length  # all before low can be read, low to high can't
-        while low // self._unit < (high - 1) // self._unit:
-            middle = max((low + high) // 2 // self._unit, low // self._unit + 1) * self._unit
-            if self._fails(low, middle):
-                high = middle
-            else:
-                low = middle
-        return (low, high - low) if self._fails(low, high) else (offset, length)
 
     def _fails(self, start: int, end: int) -> bool:
         try:

@@ -12,7 +12,7 @@ from imagefs.errors import RefusedError
 from imagefs.machine.windows import api as calls
 from imagefs.machine.windows import disks, volumes
 from imagefs.machine.windows.api import Api, ApiError
-from imagefs.machine.windows.disks import PhysicalDisk
+from imagefs.machine.windows.disks import POOLS, PhysicalDisk
 from imagefs.machine.windows.layouts import DiskExtent
 from imagefs.machine.windows.volumes import Volume
 from imagefs.restore.windows_target import cannot_open
@@ -22,11 +22,6 @@ IOCTL_DISK_GET_DISK_ATTRIBUTES = 0x700F0  # GET_DISK_ATTRIBUTES: Version, Reserv
 
 _THERE = "see that it is still there"
 _READ_ONLY = 2  # DISK_ATTRIBUTE_READ_ONLY
-_POOLS = {  # partitions whose bytes belong to volumes that show nowhere on the disk
-    "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D": "a storage pool",
-    "AF9B60A0-1431-4F62-BC68-3311714A69AD": "dynamic volumes",
-    "42": "dynamic volumes",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +200,9 @@ class _Guard:
         (number,) = self._disks
         layout = disks.look_at(self._api, number).layout
         for entry in layout.entries if layout is not None else ():
-            if entry.type.upper() in _POOLS:
+            if entry.type.upper() in POOLS:
                 raise RefusedError(
-                    f"its partition {entry.number} belongs to {_POOLS[entry.type.upper()]}",
+                    f"its partition {entry.number} belongs to {POOLS[entry.type.upper()]}",
                     path=self._target,
                     hint="take it out of there first, in Windows' disk management",
                 )

@@ -15,6 +15,12 @@ from imagefs.machine.windows import layouts
 from imagefs.machine.windows.api import Api, ApiError
 from imagefs.machine.windows.layouts import DriveLayout
 
+POOLS = {  # types of partitions that are no volumes: their bytes belong to volumes of several disks
+    "E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D": "a storage pool",
+    "AF9B60A0-1431-4F62-BC68-3311714A69AD": "dynamic volumes",
+    "42": "dynamic volumes",
+}
+
 _NAME = re.compile(r"PhysicalDrive(\d+)", re.IGNORECASE)
 _PATH = re.compile(r"\\\\[.?]\\PhysicalDrive(\d+)\\?", re.IGNORECASE)
 _MOST_ENTRIES = 4096  # of a partition table; bounds what a driver can make us ask for

@@ -1,11 +1,10 @@
 """Reading a disk, a volume or a shadow copy of Windows, and to the exact sector that fails. Never writing."""
 
-import mmap
-import threading
 from pathlib import Path
 
 from formats.blockreader import BlockReader
 from imagefs.errors import SourceReadError
+from imagefs.machine.raw import AlignedMemory, failing_unit
 from imagefs.machine.windows import api as calls
 from imagefs.machine.windows import layouts
 from imagefs.machine.windows.api import Api, ApiError
@@ -52,7 +51,7 @@ class DeviceReader(BlockReader):
         self.name = path
         self._api = api
         self._unit = unit
-        self._buffers = threading.local()
+        self._memory = AlignedMemory()
         flags = calls.FILE_FLAG_NO_BUFFERING if direct else 0
         try:
             self._handle: int | None = api.create_file(
@@ -87,7 +86,9 @@ class DeviceReader(BlockReader):
             self._read_range(offset, buffer)
         except ApiError as error:
             length = len(buffer)
-            place, lost = self._narrow(offset, length) if error.code in _LOCAL else (offset, length)
+            place, lost = offset, length
+            if error.code in _LOCAL:
+                place, lost = failing_unit(offset, length, self._unit, self._fails)
             raise read_error(error, self.name, place, lost) from error
 
     def _read_range(self, offset: int, buffer: memoryview) -> None:
@@ -99,7 +100,7 @@ class DeviceReader(BlockReader):
             end = offset + len(buffer)
             # A device fails what reaches behind its end, which needn't be that of a physical sector.
             span = min(end + -end % self._unit, self.size, first + _STEP) - first
-            whole = self._buffer(span)
+            whole = self._memory.take(span)
             got = self._read_once(first, whole)
             piece = whole[at - first : min(got, end - first)]
             if not piece:
@@ -116,27 +117,6 @@ class DeviceReader(BlockReader):
         if self._handle is None:
             raise ApiError(calls.ERROR_INVALID_HANDLE, "ReadFile", "it is closed")
         return self._api.read_file(self._handle, offset, buffer)
-
-    def _buffer(self, length: int) -> memoryview:
-        """Return memory that starts on a page, and is this thread's own until it asks again."""
-        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, length))
-        return buffer[:length]
-
-    def _narrow(self, offset: int, length: int) -> tuple[int, int]:
-        """Return the first unit of a failed range that fails by itself: its offset and length.
-
-        Where none does, the medium has come round meanwhile, and the range is returned as it was.
-        """
-        low, high = offset, offset + length  # all before low can be read, low to high can't
-        while low // self._unit < (high - 1) // self._unit:
-            middle = max((low + high) // 2 // self._unit, low // self._unit + 1) * self._unit
-            if self._fails(low, middle):
-                high = middle
-            else:
-                low = middle
-        return (low, high - low) if self._fails(low, high) else (offset, length)
 
     def _fails(self, start: int, end: int) -> bool:
         try:
