@@ -56,6 +56,7 @@ def backup(disk: Path, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=["bios", "uefi"])
 def imaged(request: pytest.FixtureRequest) -> Iterator[Imaged]:
     firmware: Firmware = request.param
+    CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name)
         disk = debian_disk(folder, firmware)
