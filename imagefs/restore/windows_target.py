@@ -12,8 +12,8 @@ of the control codes ("winioctl.h header").
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from imagefs.errors import ImagingError, RefusedError, SourceReadError, TargetWriteError
@@ -147,17 +147,14 @@ class WindowsTarget(Target):
         self._owned.close()
 
 
-class suppress_codes:  # noqa: N801 - used as contextlib.suppress is
-    """A context in which errors of these codes don't matter."""
-
-    def __init__(self, codes: set[int]) -> None:
-        self._codes = codes
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return isinstance(error, ApiError) and error.code in self._codes
+@contextmanager
+def suppress_codes(codes: Container[int]) -> Iterator[None]:
+    """Let errors of these codes pass: they don't matter here."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code not in codes:
+            raise
 
 
 def open_target(api: Api, path: Path, *, sleep: Callable[[float], None] = time.sleep) -> WindowsTarget:
